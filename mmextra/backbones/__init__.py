@@ -1,0 +1,1 @@
+"""Image backbones for mmpretrain, mmdet and mmseg."""

@@ -1,0 +1,1 @@
+"""Knowledge distillation as hooks on a stock student."""

@@ -1,0 +1,1 @@
+"""Hooks, loops, optim wrappers and initialisers that more than one wing uses."""

@@ -1,0 +1,1 @@
+"""Pure tensor functions. No registry, no host package."""

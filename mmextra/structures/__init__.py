@@ -1,0 +1,1 @@
+"""Data containers: oriented boxes, point clouds, clips, series."""
