@@ -1,4 +1,5 @@
-"""Build script: metadata, and the `.mim` folder that `mim train/test mmextra` reads configs and tools from."""
+"""Build script: metadata, and the `.mim` folder that `mim train/test mmextra` reads configs and
+tools from."""
 
 import os
 import shutil
@@ -17,7 +18,7 @@ EXTRAS = dict(
     seg=['mmcv>=2.0', 'mmsegmentation>=1.2', 'ftfy', 'regex'],
     pretrain=['mmcv>=2.0', 'mmpretrain>=1.2'],
     retrieval=['faiss-cpu'],
-    language=['transformers'],
+    language=['transformers<4.50'],
 )
 EXTRAS['all'] = sorted({name for names in EXTRAS.values() for name in names})
 
@@ -35,7 +36,9 @@ def fill_mim() -> None:
         if editable:
             target.symlink_to(os.path.relpath(source, MIM))
         elif source.is_dir():
-            shutil.copytree(source, target, ignore=shutil.ignore_patterns('__pycache__', 'work_dirs'))
+            shutil.copytree(
+                source, target, ignore=shutil.ignore_patterns('__pycache__', 'work_dirs')
+            )
         else:
             shutil.copy2(source, target)
 

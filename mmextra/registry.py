@@ -1,7 +1,8 @@
 """Child registries, scope ``mmextra``, of every mmengine root registry.
 
-mmengine imports this module by itself the first time a config names ``type='mmextra.X'``. The module that defines
-``X`` is imported only then, so a component costs nothing until it is used and needs no host but its own.
+mmengine imports this module by itself the first time a config names ``type='mmextra.X'``. The
+module that defines ``X`` is imported only then, so a component costs nothing until it is used and
+needs no host but its own.
 """
 
 import ast
@@ -19,23 +20,35 @@ from mmextra.engine.safe_globals import declare_safe_globals
 
 PACKAGE = Path(__file__).parent
 
-# The packages that components may need, and the extra that brings each: import name -> extra of ``pip install``.
-HOSTS = dict(mmcv='all', mmdet='det', mmseg='seg', mmpretrain='pretrain', transformers='language', faiss='retrieval')
+# The packages that components may need, and the extra that brings each: import name -> extra of
+# ``pip install``.
+HOSTS = dict(
+    mmcv='all',
+    mmdet='det',
+    mmseg='seg',
+    mmpretrain='pretrain',
+    transformers='language',
+    faiss='retrieval',
+)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def component_index() -> Dict[str, Dict[str, str]]:
     """Find where every component is defined, without importing anything.
 
-    Reads the package's sources for classes and functions decorated with ``@REGISTRY.register_module()``.
+    Reads the package's sources for classes and functions decorated with
+    ``@REGISTRY.register_module()``.
 
     Returns:
-        dict: For each registry variable of this module (``'MODELS'``, ...), registered name -> module.
+        dict: For each registry variable of this module (``'MODELS'``, ...), registered name ->
+            module.
     """
     index: Dict[str, Dict[str, str]] = {}
     for path in sorted(PACKAGE.rglob('*.py')):
         relative = path.relative_to(PACKAGE)
-        if relative.parts[0] == '.mim' or '.register_module(' not in (source := path.read_text('utf-8')):
+        if relative.parts[0] == '.mim' or '.register_module(' not in (
+            source := path.read_text('utf-8')
+        ):
             continue
         module = '.'.join(('mmextra', *relative.with_suffix('').parts)).removesuffix('.__init__')
         for node in ast.parse(source).body:
@@ -47,8 +60,10 @@ def component_index() -> Dict[str, Dict[str, str]]:
                 names = index.setdefault(call.func.value.id, {})
                 for name in _registered_names(node, call):
                     if names.setdefault(name, module) != module:
-                        raise RuntimeError(f'{name} is registered twice in {call.func.value.id}: '
-                                           f'in {names[name]} and in {module}')
+                        raise RuntimeError(
+                            f'{name} is registered twice in {call.func.value.id}: '
+                            f'in {names[name]} and in {module}'
+                        )
     return index
 
 
@@ -65,7 +80,8 @@ def import_component(module: str):
     """Import the module of a component.
 
     Raises:
-        ModuleNotFoundError: If a host package that the module needs is not installed; the message says how to get it.
+        ModuleNotFoundError: If a host package that the module needs is not installed; the message
+            says how to get it.
     """
     try:
         return import_module(module)
@@ -75,7 +91,8 @@ def import_component(module: str):
             raise
         raise ModuleNotFoundError(
             f"{module} needs {package}, which is not installed: pip install 'mmextra[{HOSTS[package]}]'",
-            name=error.name) from error
+            name=error.name,
+        ) from error
 
 
 class LazyRegistry(Registry):
@@ -88,7 +105,8 @@ class LazyRegistry(Registry):
         self.variable = variable
 
     def get(self, key: str) -> Optional[Type]:
-        """Return the component registered under ``key``, or what the parent registries hold under it.
+        """Return the component registered under ``key``, or what the parent registries hold under
+        it.
 
         Raises:
             KeyError: If no registry knows the name; the message lists the nearest names.
@@ -108,8 +126,14 @@ class LazyRegistry(Registry):
             return super().get(key)
         known = sorted({*index, *self._module_dict})
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-        elsewhere = [v for v, names in component_index().items() if name in names and v != self.variable]
-        hint = f'did you mean {" or ".join(near)}?' if near else f'registered: {", ".join(known) or "nothing yet"}.'
+        elsewhere = [
+            v for v, names in component_index().items() if name in names and v != self.variable
+        ]
+        hint = (
+            f'did you mean {" or ".join(near)}?'
+            if near
+            else f'registered: {", ".join(known) or "nothing yet"}.'
+        )
         if elsewhere:
             hint = f'it is one of {elsewhere[0]}, not of {self.variable}.'
         raise KeyError(f'mmextra has no {self.name} named {name!r}; {hint}')

@@ -9,7 +9,8 @@ import pytest
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
-# Before torch is imported anywhere: tests run side by side, and bit-for-bit comparisons want one thread.
+# Before torch is imported anywhere: tests run side by side, and bit-for-bit comparisons want one
+# thread.
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 os.environ.setdefault('HF_HUB_OFFLINE', '1')
 
@@ -17,7 +18,12 @@ DATA = Path(os.environ.get('MMEXTRA_DATA', HERE.parents[1] / 'shared' / 'data'))
 
 
 def pytest_addoption(parser):
-    parser.addoption('--golden-dir', type=Path, default=HERE / 'golden', help='folder of golden files: PAPER/CASE.npz')
+    parser.addoption(
+        '--golden-dir',
+        type=Path,
+        default=HERE / 'golden',
+        help='folder of golden files: PAPER/CASE.npz',
+    )
 
 
 def pytest_generate_tests(metafunc):
@@ -27,7 +33,14 @@ def pytest_generate_tests(metafunc):
         return
     root = metafunc.config.getoption('--golden-dir')
     claims = metafunc.config.stash.setdefault(CLAIMS, set())
-    paths = sorted({p for mark in marks for pattern in mark.args[1:] for p in root.glob(f'{mark.args[0]}/{pattern}.npz')})
+    paths = sorted(
+        {
+            p
+            for mark in marks
+            for pattern in mark.args[1:]
+            for p in root.glob(f'{mark.args[0]}/{pattern}.npz')
+        }
+    )
     claims.update(paths)
     metafunc.config.stash.setdefault(CLAIMED_PAPERS, set()).update(mark.args[0] for mark in marks)
     metafunc.parametrize('case', paths, ids=lambda p: f'{p.parent.name}/{p.stem}', indirect=True)
@@ -41,6 +54,7 @@ CLAIMED_PAPERS = pytest.StashKey()
 def case(request):
     """The golden file that this run of the test is about."""
     from golden_case import GoldenCase
+
     return GoldenCase(request.param)
 
 
@@ -49,6 +63,7 @@ def default_scope():
     """Leave no default scope, and no random state, behind for the next test."""
     import torch
     from mmengine.registry import DefaultScope
+
     DefaultScope._instance_dict.clear()
     torch.manual_seed(0)
     torch.set_num_threads(1)
@@ -65,7 +80,7 @@ def data_root():
 
 
 def unclaimed_golden_files(config):
-    """Golden files of tested papers, or of all papers for our own folder, that no collected test reads."""
+    """Golden files of tested papers, or any in our own folder, that no collected test reads."""
     root = config.getoption('--golden-dir')
     papers = config.stash.get(CLAIMED_PAPERS, set())
     every = {p for p in root.glob('*/*.npz') if p.parent.name in papers or root == HERE / 'golden'}
@@ -93,4 +108,6 @@ def pytest_terminal_summary(terminalreporter, config):
         for path in unclaimed:
             terminalreporter.write_line(str(path))
     if papers and config.option.markexpr == 'golden':
-        terminalreporter.write_line(f'papers with golden files but no golden test: {", ".join(sorted(papers))}')
+        terminalreporter.write_line(
+            f'papers with golden files but no golden test: {", ".join(sorted(papers))}'
+        )

@@ -1,7 +1,8 @@
-"""How the contract tests find what is registered, and the small instance of it that its paper's test provides."""
+"""How the contract tests find what is registered, and the small instance of it that its paper's
+test provides."""
 
 import importlib.util
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 from mmextra import registry
@@ -9,7 +10,7 @@ from mmextra import registry
 HERE = Path(__file__).parent
 
 
-@lru_cache(maxsize=None)
+@cache
 def test_module(module: str):
     """The test module that mirrors ``mmextra.<wing>.<paper>``."""
     _, wing, paper = module.split('.')[:3]
@@ -28,10 +29,12 @@ def registered(variable: str) -> dict:
 
 
 def tiny(variable: str, name: str) -> dict:
-    """The arguments of a small instance of a registered class, from ``TINY`` in its paper's test."""
+    """The arguments of a small instance of a registered class, from its test's ``TINY``."""
     module = registered(variable)[name]
     found = getattr(test_module(module), 'TINY', {})
     if name not in found:
-        raise KeyError(f'{name} is registered by {module}; give the arguments of a small instance of it in TINY '
-                       f'in {test_module(module).__file__}')
+        raise KeyError(
+            f'{name} is registered by {module}; give the arguments of a small instance of it in TINY '
+            f'in {test_module(module).__file__}'
+        )
     return found[name]

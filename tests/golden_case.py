@@ -1,7 +1,8 @@
 """Reference tensors computed with the authors' code, and how tests use them.
 
-A golden file ``tests/golden/<paper>/<case>.npz`` holds ``meta`` (JSON), ``in/*``, ``out/*``, ``grad/*`` and ``state/*``
-(the authors' own checkpoint layout). A test claims files by name and is run once for each:
+A golden file ``tests/golden/<paper>/<case>.npz`` holds ``meta`` (JSON), ``in/*``, ``out/*``,
+``grad/*`` and ``state/*`` (the authors' own checkpoint layout). A test claims files by name and is
+run once for each:
 
     @pytest.mark.golden('volo', 'outlook_attention*')
     def test_outlook_attention(case):
@@ -12,7 +13,8 @@ A golden file ``tests/golden/<paper>/<case>.npz`` holds ``meta`` (JSON), ``in/*`
         out.sum().backward()
         case.check(dict(y=out), dict(x=x.grad))
 
-Everything comes from the file: constructor arguments from ``meta``, shapes from the arrays. So the same tests run over
+Everything comes from the file: constructor arguments from ``meta``, shapes from the arrays. So the
+    same tests run over
 another folder of files: ``pytest -m golden --golden-dir DIR``.
 """
 
@@ -32,7 +34,8 @@ class GoldenCase:
 
     Attributes:
         meta (dict): What the file says of itself: class, constructor arguments, notes.
-        inputs, outputs, grads, state (dict): Name -> array as tensor, without the ``in/`` ... prefix.
+        inputs, outputs, grads, state (dict): Name -> array as tensor, without the ``in/`` ...
+            prefix.
     """
 
     def __init__(self, path: Path) -> None:
@@ -41,8 +44,13 @@ class GoldenCase:
             arrays = {k: file[k] for k in file.files}
         self.meta = json.loads(str(arrays.pop('meta')))
         self.inputs, self.outputs, self.grads, self.state = (
-            {k[len(prefix):]: torch.from_numpy(np.array(v)) for k, v in arrays.items() if k.startswith(prefix)}
-            for prefix in ('in/', 'out/', 'grad/', 'state/'))
+            {
+                k[len(prefix) :]: torch.from_numpy(np.array(v))
+                for k, v in arrays.items()
+                if k.startswith(prefix)
+            }
+            for prefix in ('in/', 'out/', 'grad/', 'state/')
+        )
         self._leaves: Dict[str, Tensor] = {}
 
     def leaf(self, name: str) -> Tensor:
@@ -57,35 +65,54 @@ class GoldenCase:
         return [found[f'{prefix}{i}'] for i in range(len(found)) if f'{prefix}{i}' in found]
 
     def load(self, module: nn.Module, layout: Optional[str] = None) -> nn.Module:
-        """Load ``state/*`` strictly, through the paper's official key layout or, without one, as it is."""
+        """Load ``state/*`` strictly, in the paper's official key layout or, without one, as it is."""
         if layout:
             load_official(module, self.state, layout)
         else:
             module.load_state_dict(self.state)
         return module
 
-    def check(self,
-              outputs: Mapping[str, Tensor],
-              grads: Optional[Mapping[str, Tensor]] = None,
-              rtol: float = 1e-4,
-              atol: float = 1e-5,
-              skip: tuple = ()) -> None:
+    def check(
+        self,
+        outputs: Mapping[str, Tensor],
+        grads: Optional[Mapping[str, Tensor]] = None,
+        rtol: float = 1e-4,
+        atol: float = 1e-5,
+        skip: tuple = (),
+    ) -> None:
         """Compare with every ``out/*`` and ``grad/*`` of the file.
 
         Args:
             outputs (Mapping): Name -> tensor, for each ``out/`` entry.
-            grads (Mapping, optional): The same for ``grad/``. Defaults to the gradients of the leaves.
-            rtol, atol (float): ``atol`` is relative to the largest reference value, where that exceeds one.
+            grads (Mapping, optional): The same for ``grad/``. Defaults to the gradients of the
+                leaves.
+            rtol, atol (float): ``atol`` is relative to the largest reference value, where that
+                exceeds one.
             skip (tuple): Entries of the file that another test checks.
         """
-        grads = {k: leaf.grad for k, leaf in self._leaves.items()} if grads is None else grads
+        if grads is None:  # a leaf that was not used has gradient zero
+            grads = {
+                k: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+                for k, leaf in self._leaves.items()
+            }
         for kind, got, reference in (('out', outputs, self.outputs), ('grad', grads, self.grads)):
             absent = [k for k in reference if k not in got and k not in skip]
-            assert not absent, f'{self.path.name}: {kind}/ entries that the test does not compare: {absent}'
+            assert not absent, (
+                f'{self.path.name}: {kind}/ entries that the test does not compare: {absent}'
+            )
             for name, expected in reference.items():
                 if name in skip:
                     continue
                 value = got[name].detach().to(expected.dtype)
-                scale = max(1.0, expected.abs().max().item()) if expected.numel() and expected.is_floating_point() else 1.
+                scale = (
+                    max(1.0, expected.abs().max().item())
+                    if expected.numel() and expected.is_floating_point()
+                    else 1.0
+                )
                 torch.testing.assert_close(
-                    value, expected, rtol=rtol, atol=atol * scale, msg=lambda m, n=name: f'{self.path.name} {kind}/{n}: {m}')
+                    value,
+                    expected,
+                    rtol=rtol,
+                    atol=atol * scale,
+                    msg=lambda m, n=f'{kind}/{name}': f'{self.path.name} {n}: {m}',
+                )

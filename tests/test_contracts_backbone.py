@@ -8,12 +8,15 @@ from contracts import registered, tiny
 
 from mmextra.registry import MODELS
 
-NAMES = sorted(n for n, module in registered('MODELS').items() if module.startswith('mmextra.backbones.'))
+NAMES = sorted(
+    n for n, module in registered('MODELS').items() if module.startswith('mmextra.backbones.')
+)
 
 
 def backbones():
     from mmengine.model import BaseModule
     from mmpretrain.models.backbones.base_backbone import BaseBackbone
+
     for name in NAMES:
         cls = MODELS.get(name)
         if isinstance(cls, type) and issubclass(cls, BaseModule) and issubclass(cls, BaseBackbone):
@@ -26,7 +29,8 @@ def name(request):
 
 
 def build(name, **overrides):
-    """Build the small instance; a paper's TINY may name the size of its input, square, as `img_size`."""
+    """Build the small instance; a paper's TINY may name the size of its input, square, as
+    `img_size`."""
     torch.manual_seed(0)
     model = MODELS.build(dict(type=name, **{**tiny('MODELS', name), **overrides}))
     model.init_weights()
@@ -40,13 +44,15 @@ def images(name, batch=2, size=None):
 
 
 def stages(name):
-    return tiny('MODELS', name).get('out_indices', (-1, ))
+    return tiny('MODELS', name).get('out_indices', (-1,))
 
 
 def accepts(name, argument):
     parameters = inspect.signature(MODELS.get(name).__init__).parameters
     return argument in parameters or any(
-        argument in inspect.signature(base.__init__).parameters for base in MODELS.get(name).__mro__[:-1])
+        argument in inspect.signature(base.__init__).parameters
+        for base in MODELS.get(name).__mro__[:-1]
+    )
 
 
 def tensors(outs):
@@ -62,12 +68,16 @@ def test_each_stage_alone_equals_the_stage_among_all(name):
         together = model(images(name))
     assert isinstance(together, tuple) and len(together) == len(stages(name))
     areas = [out.shape[-2] * out.shape[-1] for out in together]
-    assert all(out.ndim == 4 for out in together), 'TINY must ask for feature maps (out_type="featmap")'
+    assert all(out.ndim == 4 for out in together), (
+        'TINY must ask for feature maps (out_type="featmap")'
+    )
     assert areas == sorted(areas, reverse=True)
     for index, expected in zip(stages(name), together):
-        alone = build(name, out_indices=(index, )).eval()
+        alone = build(name, out_indices=(index,)).eval()
         own = alone.state_dict()
-        alone.load_state_dict({k: v for k, v in model.state_dict().items() if k in own}, strict=False)
+        alone.load_state_dict(
+            {k: v for k, v in model.state_dict().items() if k in own}, strict=False
+        )
         with torch.no_grad():
             torch.testing.assert_close(alone(images(name))[0], expected)
 
@@ -119,7 +129,7 @@ def test_mixed_precision_is_finite(name, dtype):
 def test_export(name):
     model = build(name).eval()
     x = images(name)
-    program = torch.export.export(model, (x, ))
+    program = torch.export.export(model, (x,))
     with torch.no_grad():
         for a, b in zip(tensors(program.module()(x)), tensors(model(x))):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from mmextra.registry import PACKAGE, WEIGHT_INITIALIZERS, import_component
 
 StateDict = Dict[str, Tensor]
-# A layout maps the authors' state dict to the keys of an mm checkpoint (`backbone.*`, `head.*`, ...).
+# A layout maps the authors' state dict to the keys of an mm checkpoint (`backbone.*`, `head.*`,
+# ...).
 Layout = Callable[[StateDict], StateDict]
 _LAYOUTS: Dict[str, Layout] = {}
 
@@ -22,15 +23,16 @@ def read_checkpoint(path: str) -> dict:
     """Read a checkpoint file without executing anything it may hold.
 
     Args:
-        path (str): A local path, or any prefix that mmengine's loader knows (``http://``, ``torchvision://``, ...).
+        path (str): A local path, or any prefix that mmengine's loader knows (``http://``,
+            ``torchvision://``, ...).
 
     Returns:
         dict: The content of the file, on the CPU.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file is cut short or is no checkpoint, or if it holds a pickled class beyond tensors, numpy
-            arrays and mmengine's log histories.
+        ValueError: If the file is cut short or is no checkpoint, or if it holds a pickled class
+            beyond tensors, numpy arrays and mmengine's log histories.
     """
     try:
         if '://' in path:
@@ -39,18 +41,24 @@ def read_checkpoint(path: str) -> dict:
             raise FileNotFoundError(f'there is no checkpoint {path!r}')
         return torch.load(Path(path).expanduser(), map_location='cpu', weights_only=True)
     except pickle.UnpicklingError as error:
-        raise ValueError(f'{path} is refused: it holds more than tensors and plain data, or is no checkpoint at all. '
-                         f'{str(error).splitlines()[0]} {_unsupported_global(error)}') from error
+        raise ValueError(
+            f'{path} is refused: it holds more than tensors and plain data, or is no checkpoint at all. '
+            f'{str(error).splitlines()[0]} {_unsupported_global(error)}'
+        ) from error
     except (RuntimeError, EOFError, OSError) as error:
         if isinstance(error, FileNotFoundError):
             raise
-        raise ValueError(f'{path} cannot be read: it is cut short or damaged ({error}). '
-                         'Compare its size or checksum with the original and copy it again.') from error
+        raise ValueError(
+            f'{path} cannot be read: it is cut short or damaged ({error}). '
+            'Compare its size or checksum with the original and copy it again.'
+        ) from error
 
 
 def _unsupported_global(error: Exception) -> str:
     """The part of torch's message that names the refused class."""
-    lines = [line.strip() for line in str(error).splitlines() if 'GLOBAL' in line or 'global' in line]
+    lines = [
+        line.strip() for line in str(error).splitlines() if 'GLOBAL' in line or 'global' in line
+    ]
     return lines[0] if lines else ''
 
 
@@ -62,9 +70,11 @@ def state_dict_of(checkpoint: Mapping) -> StateDict:
             break
     state = {k: v for k, v in checkpoint.items() if isinstance(v, Tensor)}
     if state and all(k.startswith('module.') for k in state):
-        state = {k[len('module.'):]: v for k, v in state.items()}
+        state = {k[len('module.') :]: v for k, v in state.items()}
     if not state:
-        raise ValueError(f'no weights found; top-level keys: {", ".join(map(str, list(checkpoint)[:10]))}')
+        raise ValueError(
+            f'no weights found; top-level keys: {", ".join(map(str, list(checkpoint)[:10]))}'
+        )
     return state
 
 
@@ -94,9 +104,13 @@ def get_layout(paper: str) -> Layout:
                 import_component(f'mmextra.{path.parent.name}.{paper}')
     if paper not in _LAYOUTS:
         known = sorted(
-            path.stem for path in PACKAGE.glob('*/*.py')
-            if '@register_layout(' in path.read_text('utf-8') and path.stem != 'checkpoint')
-        raise KeyError(f'no official checkpoint layout is known for {paper!r}; known: {", ".join(known)}')
+            path.stem
+            for path in PACKAGE.glob('*/*.py')
+            if '@register_layout(' in path.read_text('utf-8') and path.stem != 'checkpoint'
+        )
+        raise KeyError(
+            f'no official checkpoint layout is known for {paper!r}; known: {", ".join(known)}'
+        )
     return _LAYOUTS[paper]
 
 
@@ -115,23 +129,29 @@ def load_official(module: nn.Module, state: StateDict, layout: str) -> None:
     own = module.state_dict()
     if not any(k in own for k in mapped):  # `module` is one part of the model, say its backbone
         for part in sorted({k.partition('.')[0] for k in mapped}):
-            inner = {k[len(part) + 1:]: v for k, v in mapped.items() if k.startswith(f'{part}.')}
+            inner = {k[len(part) + 1 :]: v for k, v in mapped.items() if k.startswith(f'{part}.')}
             if set(inner) & set(own):
                 others = sorted({k.partition('.')[0] for k in mapped} - {part})
                 if others:
-                    print_log(f'only `{part}` is loaded; the checkpoint also holds: {", ".join(others)}', 'current')
+                    print_log(
+                        f'only `{part}` is loaded; the checkpoint also holds: {", ".join(others)}',
+                        'current',
+                    )
                 mapped = inner
                 break
     problems = [f'missing: {k}' for k in own if k not in mapped]
     problems += [f'left over: {k}' for k in mapped if k not in own]
     problems += [
-        f'shape of {k}: {tuple(mapped[k].shape)} in the file, {tuple(own[k].shape)} in the model' for k in own
+        f'shape of {k}: {tuple(mapped[k].shape)} in the file, {tuple(own[k].shape)} in the model'
+        for k in own
         if k in mapped and own[k].shape != mapped[k].shape
     ]
     if problems:
         more = f' (+{len(problems) - 8} more)' if len(problems) > 8 else ''
-        raise ValueError(f'the weights do not fit {type(module).__name__} (layout {layout!r}): '
-                         f'{"; ".join(problems[:8])}{more}. Check that the arguments of the model are those of the file.')
+        raise ValueError(
+            f'the weights do not fit {type(module).__name__} (layout {layout!r}): '
+            f'{"; ".join(problems[:8])}{more}. Check that the arguments of the model are those of the file.'
+        )
     module.load_state_dict(mapped)
 
 
@@ -147,11 +167,13 @@ def layout_of(module: nn.Module) -> Optional[str]:
 class OfficialCheckpoint:
     """Initialise a model from the authors' own checkpoint file, in the authors' key layout.
 
-    The load is strict: every key of the file and of the model is accounted for, or a ``ValueError`` lists what is not.
+    The load is strict: every key of the file and of the model is accounted for, or a ``ValueError``
+        lists what is not.
 
     Args:
         checkpoint (str): Path of the file.
-        layout (str, optional): Paper whose key layout the file has. Defaults to the one that the model declares.
+        layout (str, optional): Paper whose key layout the file has. Defaults to the one that the
+            model declares.
 
     Example:
         >>> init_cfg = dict(type='mmextra.OfficialCheckpoint', checkpoint='d1_224_84.2.pth.tar')
@@ -164,12 +186,18 @@ class OfficialCheckpoint:
     def __call__(self, module: nn.Module) -> None:
         layout = self.layout or layout_of(module)
         if layout is None:
-            raise ValueError(f'{type(module).__name__} declares no official checkpoint layout: pass `layout=`')
+            raise ValueError(
+                f'{type(module).__name__} declares no official checkpoint layout: pass `layout=`'
+            )
         load_official(module, state_dict_of(read_checkpoint(self.checkpoint)), layout)
-        for child in module.modules():  # else their own initialisation would follow and undo the load
+        for (
+            child
+        ) in module.modules():  # else their own initialisation would follow and undo the load
             if isinstance(child, BaseModule):
                 child._is_init = True
-        print_log(f'loaded {self.checkpoint} into {type(module).__name__} (layout {layout!r})', 'current')
+        print_log(
+            f'loaded {self.checkpoint} into {type(module).__name__} (layout {layout!r})', 'current'
+        )
 
     def _get_init_info(self) -> str:
         """What mmengine writes into its initialisation log."""
@@ -179,4 +207,7 @@ class OfficialCheckpoint:
 def is_checkpoint_init(init_cfg) -> bool:
     """Whether an ``init_cfg`` loads a checkpoint, so that a module's own initialisation must not touch the weights."""
     cfgs = init_cfg if isinstance(init_cfg, (list, tuple)) else [init_cfg]
-    return any(cfg and str(cfg.get('type')).rpartition('.')[2] in ('Pretrained', 'OfficialCheckpoint') for cfg in cfgs)
+    return any(
+        cfg and str(cfg.get('type')).rpartition('.')[2] in ('Pretrained', 'OfficialCheckpoint')
+        for cfg in cfgs
+    )
