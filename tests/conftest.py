@@ -79,6 +79,14 @@ def data_root():
     return DATA
 
 
+@pytest.fixture(scope='session')
+def shapes_root(tmp_path_factory):
+    """A small drawn detection set, as `tools/prepare_data.py shapes` writes it."""
+    from training import draw_shapes
+
+    return draw_shapes(tmp_path_factory.mktemp('shapes') / 'shapes')
+
+
 def unclaimed_golden_files(config):
     """Golden files of tested papers, or any in our own folder, that no collected test reads."""
     root = config.getoption('--golden-dir')

@@ -50,5 +50,7 @@ fi
 
 echo "[4/4] mmextra"
 pip install --no-deps --no-build-isolation --editable .
+# mim and mmengine look for an installed package in site-packages, where pip's editable installs put no folder.
+ln -sfn "$PWD/mmextra" "$("$VENV/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/mmextra"
 "$VENV/bin/python" -c 'import mmcv.ops, mmdet, mmseg, mmpretrain, mmextra.registry'
 echo "$want" > "$stamp"

@@ -1,6 +1,6 @@
 """Reading checkpoints safely, and the key layouts of the authors' own checkpoint files."""
 
-import pickle
+import re
 from pathlib import Path
 from typing import Callable, Dict, Mapping, Optional
 
@@ -34,32 +34,27 @@ def read_checkpoint(path: str) -> dict:
         ValueError: If the file is cut short or is no checkpoint, or if it holds a pickled class
             beyond tensors, numpy arrays and mmengine's log histories.
     """
+    if '://' in path:
+        return CheckpointLoader.load_checkpoint(path, map_location='cpu')
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise FileNotFoundError(f'there is no checkpoint {path!r}')
     try:
-        if '://' in path:
-            return CheckpointLoader.load_checkpoint(path, map_location='cpu')
-        if not Path(path).expanduser().is_file():
-            raise FileNotFoundError(f'there is no checkpoint {path!r}')
-        return torch.load(Path(path).expanduser(), map_location='cpu', weights_only=True)
-    except pickle.UnpicklingError as error:
+        checkpoint = torch.load(file, map_location='cpu', weights_only=True)
+    except Exception as error:  # torch raises whatever a damaged pickle happens to cause
+        refused = re.search(r'GLOBAL (\S+)', str(error))
+        if refused:
+            raise ValueError(
+                f'{path} is refused: it holds a pickled {refused[1]}, and only tensors and plain data are '
+                'read from a checkpoint. Save its state dict alone, where you trust the file.'
+            ) from error
         raise ValueError(
-            f'{path} is refused: it holds more than tensors and plain data, or is no checkpoint at all. '
-            f'{str(error).splitlines()[0]} {_unsupported_global(error)}'
+            f'{path} cannot be read: it is cut short, damaged or no checkpoint '
+            f'({str(error).splitlines()[0]}). Compare its size or checksum with the original.'
         ) from error
-    except (RuntimeError, EOFError, OSError) as error:
-        if isinstance(error, FileNotFoundError):
-            raise
-        raise ValueError(
-            f'{path} cannot be read: it is cut short or damaged ({error}). '
-            'Compare its size or checksum with the original and copy it again.'
-        ) from error
-
-
-def _unsupported_global(error: Exception) -> str:
-    """The part of torch's message that names the refused class."""
-    lines = [
-        line.strip() for line in str(error).splitlines() if 'GLOBAL' in line or 'global' in line
-    ]
-    return lines[0] if lines else ''
+    if not isinstance(checkpoint, Mapping):
+        raise ValueError(f'{path} holds a {type(checkpoint).__name__}, expected a dict of weights')
+    return checkpoint
 
 
 def state_dict_of(checkpoint: Mapping) -> StateDict:

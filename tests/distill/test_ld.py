@@ -11,7 +11,6 @@ from mmextra.distill.ld.hook import (
     dense_levels,
     general_instances,
     imitation_loss,
-    kl,
 )
 from mmextra.distill.ld.regions import imitation_region
 from mmextra.registry import MODELS
@@ -22,7 +21,9 @@ ANCHORS = dict(type='mmdet.AnchorGenerator', ratios=[1.0], scales_per_octave=1)
 def golden_head(meta):
     """The student's head of a golden file; raw outputs are given, so its convolutions do not matter."""
     kind, kwargs, strides = meta['kind'], meta['kwargs'], meta['strides']
-    common = dict(num_classes=meta['num_classes'], in_channels=32, feat_channels=32, stacked_convs=1)
+    common = dict(
+        num_classes=meta['num_classes'], in_channels=32, feat_channels=32, stacked_convs=1
+    )
     atss = dict(
         assigner=dict(type='ATSSAssigner', topk=9), allowed_border=-1, pos_weight=-1, debug=False
     )
@@ -64,7 +65,9 @@ def golden_head(meta):
             loss_centerness=dict(type='CrossEntropyLoss', **sigmoid),
             **common,
         )
-    assigner = dict(type='MaxIoUAssigner', pos_iou_thr=0.5, neg_iou_thr=0.4, min_pos_iou=0, ignore_iof_thr=-1)
+    assigner = dict(
+        type='MaxIoUAssigner', pos_iou_thr=0.5, neg_iou_thr=0.4, min_pos_iou=0, ignore_iof_thr=-1
+    )
     return dict(
         type='mmextra.RetinaDistHead',
         reg_max=meta['reg_max'],
@@ -171,7 +174,9 @@ def test_losses_are_the_authors(case):
             start = sum(len(lv.anchors) for lv in per_level[:i]) // len(images)
             every = torch.cat([lv.anchors.reshape(len(images), -1, 4)[0] for lv in per_level])
             count = level.anchors.shape[0] // len(images)
-            masks = [imitation_region(imitation, every, g.bboxes)[start:start + count] for g in gts]
+            masks = [
+                imitation_region(imitation, every, g.bboxes)[start : start + count] for g in gts
+            ]
             got[f'im_region{i}'] = torch.stack(masks)
     case.check(got, skip=tuple(skip))
 
