@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from mmdet.structures import DetDataSample
+from mmengine.config import ConfigDict
 from mmengine.structures import InstanceData
 
 from mmextra.distill.base import Recorder
@@ -11,8 +13,9 @@ from mmextra.distill.ld.hook import (
     dense_levels,
     general_instances,
     imitation_loss,
+    kl,
 )
-from mmextra.distill.ld.regions import imitation_region
+from mmextra.distill.ld.regions import axis_aligned, imitation_region, vlr_weights
 from mmextra.registry import MODELS
 
 ANCHORS = dict(type='mmdet.AnchorGenerator', ratios=[1.0], scales_per_octave=1)
@@ -207,3 +210,309 @@ def test_imitation_is_the_authors(case):
     case.check(
         dict(gi_idx=chosen, region_finegrained=finegrained, region_inbox=inbox, **losses), grads={}
     )
+
+
+# The numbers of the paper, and behaviour that the golden files do not show.
+
+
+@pytest.mark.parametrize(
+    'bins, temperature, expected', [(17, 10, 0.287843), (17, 1, 0.166190), (80, 2, 0.110917)]
+)
+def test_kl_averages_over_bins(bins, temperature, expected):
+    student, teacher = torch.zeros(1, bins), torch.zeros(1, bins)
+    teacher[0, 3] = 10
+    q, p = (teacher / temperature).softmax(1), (student / temperature).softmax(1)
+    slow = (
+        sum(q[0, i] * (q[0, i].log() - p[0, i].log()) for i in range(bins)) / bins * temperature**2
+    )
+    got = kl(student, teacher, temperature).item()
+    assert got == pytest.approx(slow.item(), rel=1e-4)
+    assert got == pytest.approx(expected, rel=1e-4)
+
+
+def slow_vlr(anchors, counts, gts, topk, gamma, metric):
+    """Section 3.3, anchor by anchor and object by object."""
+
+    def iou(a, b, over=None):
+        w = max(0.0, min(a[2], b[2]) - max(a[0], b[0]))
+        h = max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
+        area = [(x[2] - x[0]) * (x[3] - x[1]) for x in (a, b)]
+        return w * h / (area[0] if over == 'anchor' else area[0] + area[1] - w * h)
+
+    def center(a):
+        return (a[0] + a[2]) / 2, (a[1] + a[3]) / 2
+
+    def distance(a, b):
+        return (center(a)[0] - center(b)[0]) ** 2 + (center(a)[1] - center(b)[1]) ** 2
+
+    def diagonal(a, b):
+        return (max(a[2], b[2]) - min(a[0], b[0])) ** 2 + (max(a[3], b[3]) - min(a[1], b[1])) ** 2
+
+    weights = [0.0] * len(anchors)
+    for gt in gts:
+        candidates, start = [], 0
+        for count in counts:
+            level = sorted(anchors[start : start + count], key=lambda a: distance(a, gt))
+            candidates += [iou(a, gt) for a in level[:topk]]
+            start += count
+        mean = sum(candidates) / len(candidates)
+        std = (sum((c - mean) ** 2 for c in candidates) / (len(candidates) - 1)) ** 0.5
+        for i, a in enumerate(anchors):
+            x = iou(a, gt, 'anchor' if metric == 'iof_diou' else None)
+            x -= 0 if metric == 'iou' else distance(a, gt) / diagonal(a, gt)
+            if gamma * (mean + std) <= x < mean + std:
+                weights[i] = max(weights[i], iou(a, gt))
+    return weights
+
+
+def anchors_of(strides, side=64):
+    """Square anchors of eight strides on every cell, level by level."""
+    levels = []
+    for s in strides:
+        centers = torch.arange(side // s) * s + s / 2
+        y, x = torch.meshgrid(centers, centers, indexing='ij')
+        points = torch.stack([x, y], -1).reshape(-1, 2)
+        levels.append(torch.cat([points - 2 * s, points + 2 * s], 1))
+    return torch.cat(levels), [len(level) for level in levels]
+
+
+@pytest.mark.parametrize('metric', ['iof_diou', 'diou', 'iou'])
+@pytest.mark.parametrize('gamma', [0.0, 0.25, 0.6])
+def test_vlr_equals_the_slow_loop(metric, gamma):
+    anchors, counts = anchors_of([8, 16, 32])
+    gts = torch.tensor([[5.0, 8.0, 30.0, 29.0], [20.0, 10.0, 60.0, 58.0]])
+    got = vlr_weights(anchors, counts, gts, topk=9, gamma=gamma, metric=metric)
+    expected = slow_vlr(anchors.tolist(), counts, gts.tolist(), 9, gamma, metric)
+    torch.testing.assert_close(got, torch.tensor(expected))
+    assert (got > 0).any() and (got <= 1).all()
+
+
+def test_vlr_limits():
+    anchors, counts = anchors_of([8, 16])
+    gts = torch.tensor([[5.0, 8.0, 30.0, 29.0]])
+    assert not vlr_weights(anchors, counts, gts[:0]).any()
+    assert not vlr_weights(anchors, counts, gts, gamma=1.0, metric='diou').any()
+    unified = vlr_weights(anchors, counts, gts, metric='iou', bounded=False)
+    vlr = vlr_weights(anchors, counts, gts, metric='iou')
+    assert (unified >= vlr).all() and (unified > vlr).any()
+    with pytest.raises(ValueError, match='vlr metric must be one of'):
+        vlr_weights(anchors, counts, gts, metric='giou')
+
+
+def test_oriented_boxes_are_taken_without_their_angle():
+    rotated = torch.tensor([[50.0, 40.0, 20.0, 10.0, 0.7]])
+    assert axis_aligned(rotated).tolist() == [[40.0, 35.0, 60.0, 45.0]]
+
+
+def random_case(head='gfl', batch=1, **meta):
+    """A head, and random outputs of student and teacher for two objects an image."""
+    meta = dict(
+        kind=head,
+        kwargs=dict(rr=[(-1, 32), (32, 1e8)], spo=1, ratios=[1.0]),
+        strides=[8, 16],
+        num_classes=3,
+        reg_max=8,
+        **meta,
+    )
+    module = MODELS.build(golden_head(meta) | dict(_scope_='mmdet')).train()
+    generator = torch.Generator().manual_seed(3)
+
+    def maps(channels):
+        one = [torch.randn(1, channels, 64 // s, 64 // s, generator=generator) for s in (8, 16)]
+        return [m.repeat(batch, 1, 1, 1) for m in one]
+
+    outs = [[[m.requires_grad_() for m in maps(c)] for c in (3, 36)], [maps(3), maps(36)]]
+    outs[0].append(maps(1))
+    gt = InstanceData(
+        bboxes=torch.tensor([[5.0, 8.0, 30.0, 29.0], [20.0, 10.0, 60.0, 58.0]]),
+        labels=torch.tensor([0, 2]),
+    )
+    return module, outs[0], outs[1], [gt] * batch
+
+
+def hook_losses(module, outs, teacher_outs, gts, **options):
+    """What the hook adds for given outputs of the heads."""
+    metas = [dict(img_shape=(64, 64), pad_shape=(64, 64))] * len(gts)
+    recorder = Recorder(module, 'student')
+    recorder.watch(['get_targets()'])
+    recorder.arm()
+    used = outs if not type(module).__name__.startswith(('GFL', 'Retina')) else outs[:2]
+    module.loss_by_feat(*used, gts, metas)
+    targets = recorder['get_targets()']
+    recorder.disarm()
+    samples = []
+    for gt, meta in zip(gts, metas):
+        sample = DetDataSample(metainfo=meta)
+        sample.gt_instances = gt
+        samples.append(sample)
+    hook = LocalizationDistillationHook(teacher=dict(config='none'), **options)
+    teacher = Outputs(module, teacher_outs)
+    return hook.losses(Outputs(module, outs, targets), teacher, torch.zeros(1), samples)
+
+
+@pytest.mark.parametrize(
+    'head, region',
+    [
+        (h, r)
+        for h in ('gfl', 'atss', 'fcos', 'retina')
+        for r in ('main+vlr', 'unified')
+        if (h, r) != ('fcos', 'unified')
+    ],
+)
+def test_a_student_that_equals_its_teacher_learns_nothing(head, region):
+    module, outs, _, gts = random_case(head)
+    same = [[m.detach() for m in part] for part in outs[:2]]
+    losses = hook_losses(module, outs, same, gts, region=region, kd_vlr=dict())
+    total = sum(sum(values) for values in losses.values())
+    total.backward()
+    assert total.item() == pytest.approx(0, abs=1e-5)
+    assert all(m.grad.abs().max() < 1e-6 for part in outs[:2] for m in part)
+
+
+def test_repeating_the_batch_doubles_sums_and_leaves_means():
+    once, twice = (random_case(batch=b) for b in (1, 2))
+    one, two = hook_losses(*once), hook_losses(*twice)
+    for name, factor in (('loss_ld', 2), ('loss_ld_vlr', 2), ('loss_kd', 1)):
+        assert sum(two[name]).item() == pytest.approx(factor * sum(one[name]).item(), rel=1e-4)
+    normal = hook_losses(*twice, normalize='num_imgs')
+    assert sum(normal['loss_ld']).item() == pytest.approx(sum(one['loss_ld']).item(), rel=1e-4)
+
+
+def test_images_and_batches_without_objects():
+    module, outs, teacher, gts = random_case(batch=2)
+    empty = InstanceData(bboxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.long))
+    some = hook_losses(module, outs, teacher, [gts[0], empty])
+    assert sum(some['loss_ld']).item() > 0
+    none = hook_losses(module, outs, teacher, [empty, empty], kd_vlr=dict())
+    total = sum(sum(v) for v in none.values())
+    assert total.item() == 0 and all(torch.isfinite(v) for values in none.values() for v in values)
+    total.backward()
+    assert all(
+        m.grad is not None for m in outs[1]
+    )  # DDP still sees every parameter of the box branch
+
+
+@pytest.mark.parametrize('method', ['finegrained', 'fitnet', 'decouple', 'gibox'])
+def test_imitation_of_necks(method):
+    module, outs, teacher_outs, gts = random_case(batch=2)
+    student = [torch.randn(2, 5, 64 // s, 64 // s, requires_grad=True) for s in (8, 16)]
+    teacher = Outputs(module, teacher_outs)
+    teacher.features = [torch.randn_like(f) for f in student]
+    metas = [dict(img_shape=(64, 64), pad_shape=(64, 64))] * 2
+    recorder = Recorder(module, 'student')
+    recorder.watch(['get_targets()'])
+    recorder.arm()
+    module.loss_by_feat(*outs[:2], gts, metas)
+    records = Outputs(module, outs, recorder['get_targets()'])
+    recorder.disarm()
+    records.records['neck'] = student
+    samples = [DetDataSample(metainfo=m) for m in metas]
+    for sample, gt in zip(samples, gts):
+        sample.gt_instances = gt
+    hook = LocalizationDistillationHook(
+        teacher=dict(config='none'), ld=None, vlr=None, kd=None, imitation=dict(method=method)
+    )
+    losses = hook.losses(records, teacher, torch.zeros(1), samples)
+    assert set(losses) == {'loss_im'} and len(losses['loss_im']) == 2
+    sum(losses['loss_im']).backward()
+    touched = student[0].grad.abs().sum(1) > 0
+    assert touched.any() and (method == 'decouple') == bool(touched.all())
+    teacher.features = [f[:, :3] for f in teacher.features]
+    with pytest.raises(ValueError, match='imitation compares the necks cell by cell'):
+        hook.losses(records, teacher, torch.zeros(1), samples)
+
+
+def test_unified_region_is_an_average():
+    module, outs, teacher, gts = random_case()
+    one = hook_losses(module, outs, teacher, gts, region='unified')
+    assert set(one) == {'loss_ld', 'loss_kd'}
+    module, outs, teacher, gts = random_case(batch=2)
+    two = hook_losses(module, outs, teacher, gts, region='unified')
+    assert sum(two['loss_ld']).item() == pytest.approx(sum(one['loss_ld']).item(), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    'options, message',
+    [
+        (dict(region='vlr'), 'region must be'),
+        (dict(normalize='mean'), 'normalize must be'),
+        (dict(imitation=dict(method='all')), 'imitation needs a method'),
+        (dict(ld=dict(wieght=1)), r"ld takes \['T', 'norm', 'weight'\], got \['wieght'\]"),
+        (dict(begin=3, end=2), 'must be greater than begin'),
+    ],
+)
+def test_bad_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        LocalizationDistillationHook(teacher=dict(config='none'), **options)
+
+
+@pytest.mark.parametrize(
+    'stock, instead',
+    [
+        ('RetinaHead', 'mmextra.RetinaDistHead'),
+        ('ATSSHead', 'mmextra.ATSSDistHead'),
+        ('FCOSHead', 'mmextra.FCOSDistHead'),
+        ('YOLOXHead', 'GFL family'),
+    ],
+)
+def test_heads_without_distributions_are_refused(stock, instead):
+    kind = dict(RetinaHead='retina', ATSSHead='atss', FCOSHead='fcos').get(stock)
+    hook = LocalizationDistillationHook(teacher=dict(config='none'))
+    if kind:
+        cfg = golden_head(
+            dict(
+                kind=kind,
+                kwargs=dict(rr=[(-1, 32), (32, 1e8)], spo=1, ratios=[1.0]),
+                strides=[8, 16],
+                num_classes=3,
+                reg_max=8,
+            )
+        )
+        cfg.pop('reg_max')
+        head = MODELS.build({**cfg, 'type': f'mmdet.{stock}', '_scope_': 'mmdet'})
+    else:
+        head = MODELS.build(
+            dict(type=f'mmdet.{stock}', num_classes=3, in_channels=8, _scope_='mmdet')
+        )
+    detector = torch.nn.Module()
+    detector.bbox_head = head
+    with pytest.raises(ValueError, match=instead):
+        hook.check(detector, detector)
+
+
+def test_fcos_head_refuses_normalised_boxes():
+    with pytest.raises(ValueError, match='norm_on_bbox'):
+        MODELS.build(
+            dict(
+                type='mmextra.FCOSDistHead',
+                num_classes=3,
+                in_channels=8,
+                norm_on_bbox=True,
+                _scope_='mmdet',
+            )
+        )
+
+
+@pytest.mark.parametrize('head', ['atss', 'fcos', 'retina'])
+def test_distribution_heads_predict_boxes(head):
+    """A distribution that is sure of distance d gives a box d strides around the centre."""
+    module, outs, _, _ = random_case(head)
+    module.eval()
+    logits = [torch.full_like(m, -50.0) for m in outs[1]]
+    for m in logits:
+        m.reshape(1, -1, 9, *m.shape[-2:])[:, :, 2] = 50
+    scores = [torch.full_like(m, -9.0) for m in outs[0]]
+    scores[0][0, 1, 3, 4] = 9
+    used = (scores, logits) if head == 'retina' else (scores, logits, [m + 9 for m in outs[2]])
+    cfg = ConfigDict(
+        nms_pre=10,
+        score_thr=0.3,
+        min_bbox_size=0,
+        max_per_img=5,
+        nms=dict(type='nms', iou_threshold=0.5),
+    )
+    found = module.predict_by_feat(*used, batch_img_metas=[dict(img_shape=(64, 64))], cfg=cfg)[0]
+    x, y = (4 * 8, 3 * 8) if head != 'fcos' else (4 * 8 + 4, 3 * 8 + 4)
+    expected = torch.tensor([[x - 16.0, y - 16.0, x + 16.0, y + 16.0]])
+    torch.testing.assert_close(found.bboxes, expected, rtol=0, atol=1e-3)
+    assert found.labels.tolist() == [1]
