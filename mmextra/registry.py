@@ -14,7 +14,7 @@ from typing import Dict, Optional, Type
 
 from mmengine import registry as root
 from mmengine.config import utils as config_utils
-from mmengine.registry import Registry
+from mmengine.registry import DefaultScope, Registry
 
 from mmextra.engine.safe_globals import declare_safe_globals
 
@@ -122,6 +122,9 @@ class LazyRegistry(Registry):
             return self._module_dict[name]
         if scope is None and name in self.parent._module_dict:
             return self.parent._module_dict[name]
+        host = self._enclosing_host()
+        if scope is None and host is not None and name in host._module_dict:
+            return host._module_dict[name]
         if '.' in name:  # the full path of a class, as configs in pure Python style write it
             return super().get(key)
         known = sorted({*index, *self._module_dict})
@@ -137,6 +140,21 @@ class LazyRegistry(Registry):
         if elsewhere:
             hint = f'it is one of {elsewhere[0]}, not of {self.variable}.'
         raise KeyError(f'mmextra has no {self.name} named {name!r}; {hint}')
+
+    def _enclosing_host(self) -> Optional[Registry]:
+        """The registry of the host that a config of ours is built for.
+
+        ``_base_ = 'mmextra::...'`` marks what it inherits with our scope, host components too.
+        These are looked up in the default scope around ours, the host's.
+        """
+        for instance in reversed(DefaultScope._instance_dict.values()):
+            if instance.scope_name in HOSTS:
+                import_module(f'{instance.scope_name}.registry')
+            host = self.parent.children.get(instance.scope_name)
+            if host is not None and host is not self:
+                host.import_from_location()
+                return host
+        return None
 
     def import_all(self) -> Dict[str, Type]:
         """Import every component of this registry and return name -> class."""

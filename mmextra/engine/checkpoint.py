@@ -50,7 +50,7 @@ def read_checkpoint(path: str) -> dict:
             ) from error
         raise ValueError(
             f'{path} cannot be read: it is cut short, damaged or no checkpoint '
-            f'({str(error).splitlines()[0]}). Compare its size or checksum with the original.'
+            f'({(str(error).splitlines() or [type(error).__name__])[0]}). Compare its size or checksum with the original.'
         ) from error
     if not isinstance(checkpoint, Mapping):
         raise ValueError(f'{path} holds a {type(checkpoint).__name__}, expected a dict of weights')
@@ -98,13 +98,13 @@ def get_layout(paper: str) -> Layout:
             if path.stem == paper:
                 import_component(f'mmextra.{path.parent.name}.{paper}')
     if paper not in _LAYOUTS:
-        known = sorted(
-            path.stem
-            for path in PACKAGE.glob('*/*.py')
-            if '@register_layout(' in path.read_text('utf-8') and path.stem != 'checkpoint'
-        )
+        known = {
+            path.relative_to(PACKAGE).parts[1].removesuffix('.py')
+            for path in PACKAGE.rglob('*.py')
+            if '\n@register_layout(' in path.read_text('utf-8')
+        }
         raise KeyError(
-            f'no official checkpoint layout is known for {paper!r}; known: {", ".join(known)}'
+            f'no official checkpoint layout is known for {paper!r}; known: {", ".join(sorted(known))}'
         )
     return _LAYOUTS[paper]
 

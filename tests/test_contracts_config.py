@@ -1,0 +1,112 @@
+"""Every shipped config builds, and trains two iterations when shrunk."""
+
+import copy
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.hub import get_config
+from mmengine.registry import MODELS, init_default_scope
+from training import ROOT, SIZE, coco_dataset, train
+
+CONFIGS = sorted(
+    p.relative_to(ROOT / 'configs').as_posix()
+    for p in (ROOT / 'configs').glob('*/*.py')
+    if p.parent.name != '_base_'
+)
+# A step of a larger model takes too long for a test; such configs are built only.
+LARGEST = 60e6
+SHAPES = 6
+
+
+def load(name):
+    return Config.fromfile(ROOT / 'configs' / name)
+
+
+def without_files(node):
+    """The config without weights to download."""
+    if isinstance(node, dict):
+        return {
+            k: without_files(v)
+            for k, v in node.items()
+            if not (k == 'init_cfg' and isinstance(v, dict) and 'checkpoint' in v)
+        }
+    return [without_files(v) for v in node] if isinstance(node, (list, tuple)) else node
+
+
+def with_classes(node, count):
+    """The config for another number of classes."""
+    if isinstance(node, dict):
+        return {k: count if k == 'num_classes' else with_classes(v, count) for k, v in node.items()}
+    return [with_classes(v, count) for v in node] if isinstance(node, (list, tuple)) else node
+
+
+def model_of(cfg):
+    """The model config as the runner would build it, without weights to download."""
+    model = without_files(cfg.model.to_dict())
+    if 'data_preprocessor' in cfg:
+        model.setdefault('data_preprocessor', cfg.data_preprocessor)
+    return dict(model, _scope_=cfg.default_scope)
+
+
+def parameters(cfg):
+    with torch.device('meta'):
+        return sum(p.numel() for p in MODELS.build(model_of(cfg)).parameters())
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_builds(name):
+    cfg = load(name)
+    init_default_scope(cfg.get('default_scope', 'mmengine'))
+    with torch.device('meta'):  # shapes are checked, memory is not used
+        model = MODELS.build(model_of(cfg))
+    assert sum(p.numel() for p in model.parameters()) > 0
+    assert cfg.train_dataloader and cfg.optim_wrapper and cfg.train_cfg
+
+
+def shrink_detection(cfg, root, work_dir):
+    """Two iterations on two small drawn images."""
+    model = with_classes(without_files(cfg.model.to_dict()), SHAPES)
+    hooks = []
+    for hook in copy.deepcopy(cfg.get('custom_hooks') or []):
+        if 'teacher' in hook:
+            source = hook['teacher']['config']
+            teacher = get_config(source) if isinstance(source, str) else Config(source)
+            teacher_model = with_classes(without_files(teacher.model.to_dict()), SHAPES)
+            hook['teacher'].update(
+                config=dict(model=teacher_model, default_scope=teacher.default_scope),
+                checkpoint=None,
+            )
+        hooks.append(hook)
+    masks = bool(model.get('roi_head', {}).get('mask_head'))
+    return Config(
+        dict(
+            default_scope='mmdet',
+            model=model,
+            custom_hooks=hooks,
+            work_dir=str(work_dir),
+            train_dataloader=dict(
+                batch_size=2,
+                num_workers=0,
+                sampler=dict(type='DefaultSampler', shuffle=True),
+                dataset=coco_dataset(root, 'train', train=True, masks=masks),
+            ),
+            train_cfg=dict(type='IterBasedTrainLoop', max_iters=2),
+            optim_wrapper=dict(cfg.optim_wrapper, type='OptimWrapper'),
+            log_level='WARNING',
+            default_hooks=dict(logger=dict(type='LoggerHook', interval=1), checkpoint=None),
+            randomness=dict(seed=0),
+        )
+    )
+
+
+@pytest.mark.parametrize('name', [n for n in CONFIGS if load(n).get('default_scope') == 'mmdet'])
+def test_detection_config_trains(name, shapes_root, tmp_path):
+    cfg = load(name)
+    init_default_scope('mmdet')
+    if parameters(cfg) > LARGEST:
+        pytest.skip(f'{name}: more than {LARGEST:.0f} parameters, built only')
+    runner = train(shrink_detection(cfg, shapes_root, tmp_path))
+    assert runner.iter == 2
+    scalars = runner.message_hub.log_scalars['train/loss']
+    assert all(torch.isfinite(torch.tensor(v)) for v in scalars.data[0]), SIZE
