@@ -391,7 +391,9 @@ def _build_teacher(config: Union[str, dict]) -> nn.Module:
     if model.get('data_preprocessor') is None and config.get('data_preprocessor') is not None:
         model['data_preprocessor'] = copy.deepcopy(dict(config['data_preprocessor']))
     scope = config.get('default_scope') or model.get('_scope_')
-    return MODELS.build(dict(_without_pretrained(model), **(dict(_scope_=scope) if scope else {})))
+    # Two-stage detectors read parts of their config as attributes.
+    model = ConfigDict(_without_pretrained(model), **(dict(_scope_=scope) if scope else {}))
+    return MODELS.build(model)
 
 
 def _without_pretrained(cfg: Any) -> Any:

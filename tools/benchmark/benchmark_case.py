@@ -1,0 +1,30 @@
+"""What a paper's benchmark file hands to the runner."""
+
+from dataclasses import dataclass
+from typing import Callable, Optional, Tuple
+
+from torch import nn
+
+# Builds a module and the positional inputs of its forward.
+Build = Callable[[], Tuple[nn.Module, tuple]]
+
+
+@dataclass
+class Case:
+    """One row: a module of ours beside a yardstick, timed in turn in the same process.
+
+    Attributes:
+        name (str): What is timed, say ``'VOLO-D1, 224, batch 4'``.
+        ours (Callable): Builds our module and its inputs.
+        yardstick (Callable): Builds what it is held against.
+        yardstick_name (str): What that is, with its package.
+        reference (Callable, optional): A plain realisation of the same function as ``ours``. Defaults to None.
+        backward (bool): Whether to time forward + backward too. Defaults to True.
+    """
+
+    name: str
+    ours: Build
+    yardstick: Build
+    yardstick_name: str
+    reference: Optional[Build] = None
+    backward: bool = True
