@@ -10,6 +10,7 @@ from mmengine.model import BaseModule
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor, nn
 
+from mmextra.engine.safe_globals import declare_safe_globals
 from mmextra.registry import PACKAGE, WEIGHT_INITIALIZERS, import_component
 
 StateDict = Dict[str, Tensor]
@@ -39,6 +40,7 @@ def read_checkpoint(path: str) -> dict:
     file = Path(path).expanduser()
     if not file.is_file():
         raise FileNotFoundError(f'there is no checkpoint {path!r}')
+    declare_safe_globals()  # the fork's mmengine takes them back after each file that it loads
     try:
         checkpoint = torch.load(file, map_location='cpu', weights_only=True)
     except Exception as error:  # torch raises whatever a damaged pickle happens to cause

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import torch.distributed as torch_dist
 from mmengine.config import Config
 from mmengine.device import get_device
+from mmengine.dist import is_main_process
 from mmengine.logging import print_log
 from mmengine.registry import MODEL_WRAPPERS
 from torch.nn.parallel import DistributedDataParallel
@@ -70,7 +71,7 @@ def _wrap_on_cpu(cfg: Config) -> None:
     if issubclass(kind, DistributedDataParallel):
         wrapper = dict(wrapper, device_ids=None)
     cfg.model_wrapper_cfg = wrapper
-    if _replace_type(cfg.get('model'), 'SyncBN', 'BN'):
+    if _replace_type(cfg.get('model'), 'SyncBN', 'BN') and is_main_process():
         print_log(
             'SyncBN needs CUDA: each process normalises over its own part of the batch',
             'current',
