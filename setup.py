@@ -1,16 +1,14 @@
-"""Build script: metadata, and the `.mim` folder that `mim train/test mmextra` reads configs and
-tools from."""
+"""Build script: metadata, and the `.mim` folder in which mim looks for configs and tools."""
 
 import os
 import shutil
-import sys
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent.resolve()
-MIM = ROOT / 'mmextra' / '.mim'
-# What `mim` looks for inside the installed package.
+# What `mim train/test/search mmextra` looks for inside the installed package.
 SHARED = ('configs', 'tools', 'model-index.yml')
 
 EXTRAS = dict(
@@ -23,24 +21,26 @@ EXTRAS = dict(
 EXTRAS['all'] = sorted({name for names in EXTRAS.values() for name in names})
 
 
-def fill_mim() -> None:
-    """Link `.mim` to the checkout for an editable install; copy into it for a wheel."""
-    editable = 'develop' in sys.argv or 'editable_wheel' in sys.argv or 'dist_info' in sys.argv
-    MIM.mkdir(exist_ok=True)
-    for name in SHARED:
-        source, target = ROOT / name, MIM / name
-        if target.is_symlink() or target.is_file():
-            target.unlink()
-        elif target.is_dir():
-            shutil.rmtree(target)
-        if editable:
-            target.symlink_to(os.path.relpath(source, MIM))
-        elif source.is_dir():
-            shutil.copytree(
-                source, target, ignore=shutil.ignore_patterns('__pycache__', 'work_dirs')
-            )
-        else:
-            shutil.copy2(source, target)
+class BuildWithMim(build_py):
+    """Adds `mmextra/.mim`: links to the checkout for an editable install, copies in a wheel."""
+
+    def run(self) -> None:
+        super().run()
+        if self.editable_mode:
+            mim = ROOT / 'mmextra' / '.mim'
+            mim.mkdir(exist_ok=True)
+            for name in SHARED:
+                (mim / name).unlink(missing_ok=True)
+                (mim / name).symlink_to(os.path.relpath(ROOT / name, mim))
+            return
+        mim = Path(self.build_lib) / 'mmextra' / '.mim'
+        shutil.rmtree(mim, ignore_errors=True)
+        for name in SHARED:
+            source, target = ROOT / name, mim / name
+            if source.is_dir():
+                shutil.copytree(source, target, ignore=shutil.ignore_patterns('__pycache__'))
+            else:
+                shutil.copy2(source, target)
 
 
 def version() -> str:
@@ -49,7 +49,6 @@ def version() -> str:
     return scope['__version__']
 
 
-fill_mim()
 setup(
     name='mmextra',
     version=version(),
@@ -59,9 +58,9 @@ setup(
     license='Apache-2.0',
     python_requires='>=3.10',
     packages=find_packages(include=['mmextra', 'mmextra.*']),
-    package_data={'mmextra': [f'.mim/{pattern}' for pattern in ('*.yml', '**/*')]},
     include_package_data=False,
     install_requires=['mmengine>=0.10.4', 'numpy', 'torch>=2.1'],
     extras_require=EXTRAS,
+    cmdclass=dict(build_py=BuildWithMim),
     zip_safe=False,
 )

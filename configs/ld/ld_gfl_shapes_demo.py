@@ -6,7 +6,7 @@ custom_hooks = [
         type='mmextra.LocalizationDistillationHook',
         teacher=dict(
             config='mmextra::ld/gfl-teacher_shapes_demo.py',
-            checkpoint='work_dirs/demo/teacher/epoch_6.pth',
+            checkpoint='work_dirs/demo/teacher/epoch_12.pth',
         ),
     )
 ]
