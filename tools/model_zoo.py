@@ -1,0 +1,264 @@
+"""Write what follows from ``configs/*/metafile.yml`` and the READMEs beside them.
+
+- ``model-index.yml``, which ``mim search`` and ``mmextra::`` configs read;
+- the table of papers in ``README.md``, between ``<!-- papers -->`` and ``<!-- /papers -->``;
+- ``docs/model_zoo.md`` and ``docs/papers/PAPER.md`` (not committed).
+
+``--check`` writes nothing and fails where a committed file is not up to date.
+"""
+
+import argparse
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Dict, List
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+MARKERS = ('<!-- papers -->', '<!-- /papers -->')
+LINK = re.compile(r'(!?\[[^\]]*\])\(([^)\s]+)((?:\s+"[^"]*")?)\)')
+FENCE = re.compile(r'(^```.*?^```|`[^`\n]*`)', re.MULTILINE | re.DOTALL)
+
+
+class ZooError(Exception):
+    """A metafile or README that its author has to mend."""
+
+
+class Paper:
+    """One folder of ``configs/`` with a metafile.
+
+    Args:
+        root (Path): The checkout.
+        folder (Path): The paper's folder of configs.
+
+    Raises:
+        ZooError: If the metafile names a file that is not there, or lacks a key.
+    """
+
+    def __init__(self, root: Path, folder: Path) -> None:
+        self.root, self.folder, self.slug = root, folder, folder.name
+        metafile = folder / 'metafile.yml'
+        content = yaml.safe_load(metafile.read_text('utf-8')) or {}
+        self.models = content.get('Models') or []
+        try:
+            collection = content['Collections'][0]
+            self.name, self.title = collection['Name'], collection['Paper']['Title']
+            self.url, self.readme = collection['Paper']['URL'], root / collection['README']
+            listed = [model['Config'] for model in self.models]
+            names = [model['Name'] for model in self.models]
+        except (KeyError, IndexError, TypeError) as error:
+            raise ZooError(f'{metafile} lacks {error}') from error
+        absent = [p for p in (*listed, collection['README']) if not (root / p).is_file()]
+        if absent:
+            raise ZooError(f'{metafile} names files that are absent: {", ".join(absent)}')
+        twice = {name for name in names if names.count(name) > 1}
+        if twice:
+            raise ZooError(f'{metafile} names models twice: {", ".join(sorted(twice))}')
+
+    @property
+    def wing(self) -> str:
+        """The wing that holds the paper's module, an empty string if none does."""
+        found = sorted(
+            p.parent.name
+            for p in (self.root / 'mmextra').glob(f'*/{self.slug}*')
+            if p.stem == self.slug
+        )
+        return found[0] if found else ''
+
+    @property
+    def results(self) -> List[str]:
+        """One line of Markdown per model: config, size, published figures."""
+        rows = []
+        for model in self.models:
+            meta = model.get('Metadata') or {}
+            figures = [
+                f'{result["Dataset"]}: {name} {value}'
+                for result in model.get('Results') or []
+                for name, value in (result.get('Metrics') or {}).items()
+            ]
+            size = [scaled(meta.get(key), unit) for key, unit in SIZES]
+            weights = f'[weights]({model["Weights"]})' if model.get('Weights') else ''
+            cells = [f'`{model["Name"]}`', *size, '; '.join(figures), weights]
+            rows.append(f'| {" | ".join(cells)} |')
+        return rows
+
+
+SIZES = (('Parameters', (1e6, 'M')), ('FLOPs', (1e9, 'G')))
+
+
+def scaled(number, unit) -> str:
+    """A number in millions or billions, as the unit says; text as it is."""
+    if number is None or isinstance(number, str):
+        return number or ''
+    divisor, letter = unit
+    return f'{number / divisor:.2f} {letter}'
+
+
+def find_papers(root: Path) -> List[Paper]:
+    """All papers, by name."""
+    folders = [p.parent for p in (root / 'configs').glob('*/metafile.yml')]
+    papers = [Paper(root, folder) for folder in sorted(folders)]
+    names: Dict[str, str] = {}
+    for paper in papers:
+        for model in paper.models:
+            other = names.setdefault(model['Name'], paper.slug)
+            if other != paper.slug:
+                raise ZooError(f'{model["Name"]} is a model of both {other} and {paper.slug}')
+    return papers
+
+
+def model_index(papers: List[Paper]) -> str:
+    """The content of ``model-index.yml``."""
+    lines = [f'  - configs/{paper.slug}/metafile.yml\n' for paper in papers]
+    return f'Import:\n{"".join(lines)}' if lines else 'Import: []\n'
+
+
+def table(papers: List[Paper]) -> str:
+    """The table of papers, with links from the root of the checkout."""
+    rows = [
+        f'| [{paper.name}](configs/{paper.slug}/README.md) | [{paper.title}]({paper.url}) '
+        f'| {f"`mmextra.{paper.wing}`" if paper.wing else ""} |\n'
+        for paper in sorted(papers, key=lambda p: p.name.lower())
+    ]
+    return f'| Name | Paper | Wing |\n| --- | --- | --- |\n{"".join(rows)}'
+
+
+def readme(papers: List[Paper], text: str) -> str:
+    """The README with the table between its markers.
+
+    Raises:
+        ZooError: If the markers are not there.
+    """
+    start, end = (text.find(marker) for marker in MARKERS)
+    if start < 0 or end < start:
+        raise ZooError(f'README.md needs a line {MARKERS[0]!r} and, after it, {MARKERS[1]!r}')
+    return f'{text[: start + len(MARKERS[0])]}\n{table(papers)}{text[end:]}'
+
+
+def paper_page(paper: Paper) -> str:
+    """A paper's README as a page of the docs: links lead where they led."""
+    text = paper.readme.read_text('utf-8')
+    parts = FENCE.split(text)  # code stands at the odd places
+    parts[::2] = [LINK.sub(lambda m: moved_link(m, paper), part) for part in parts[::2]]
+    if not paper.models:
+        return ''.join(parts)
+    return f'{"".join(parts).rstrip()}\n\n{zoo_table("## All configs", paper)}'
+
+
+def moved_link(match, paper: Paper) -> str:
+    """One link of a README, as seen from ``docs/papers``."""
+    label, target, title = match.groups()
+    path, hash_, anchor = target.partition('#')
+    if not path or re.match(r'[a-z]+:', target):
+        return match.group()
+    file = (paper.readme.parent / path).resolve()
+    if not file.exists():
+        raise ZooError(f'{paper.readme} links to {target}, which is not there')
+    if file.is_dir():
+        file = file / 'README.md'
+    if not file.is_file():  # a folder: there is no page of it
+        return label[1:-1]
+    other = file.relative_to(paper.root)
+    if other.name == 'README.md' and other.parts[0] == 'configs' and len(other.parts) == 3:
+        moved = f'{other.parts[1]}.md'
+    else:
+        moved = os.path.relpath(file, paper.root / 'docs' / 'papers')
+    return f'{label}({moved}{hash_}{anchor}{title})'
+
+
+def zoo_table(heading: str, paper: Paper) -> str:
+    head = '| Config | Parameters | FLOPs | Published | |\n| --- | --- | --- | --- | --- |\n'
+    return '\n'.join((heading, '', head + '\n'.join(paper.results), ''))
+
+
+def model_zoo(papers: List[Paper]) -> str:
+    """The page of all models."""
+    models = sum(len(paper.models) for paper in papers)
+    intro = (
+        f'# Model zoo\n\n{len(papers)} papers, {models} configs. Figures under "Published" are those '
+        'of the authors; what was run with this repository stands on the page of each paper.\n'
+    )
+    ordered = sorted(papers, key=lambda p: p.name.lower())
+    return '\n'.join(
+        [
+            intro,
+            *(
+                zoo_table(f'## [{p.name}](papers/{p.slug}.md)', p)
+                if p.models
+                else f'## [{p.name}](papers/{p.slug}.md)\n'
+                for p in ordered
+            ),
+        ]
+    )
+
+
+def paper_index(papers: List[Paper]) -> str:
+    """The contents page of ``docs/papers``."""
+    lines = [f'{paper.slug}\n' for paper in sorted(papers, key=lambda p: p.name.lower())]
+    if not lines:
+        return '# Papers\n\nNone yet.\n'
+    return f'# Papers\n\n```{{toctree}}\n:maxdepth: 1\n\n{"".join(lines)}```\n'
+
+
+def committed(root: Path, papers: List[Paper]) -> Dict[Path, str]:
+    """The generated files that are under version control: path -> content."""
+    path = root / 'README.md'
+    return {
+        root / 'model-index.yml': model_index(papers),
+        path: readme(papers, path.read_text('utf-8')),
+    }
+
+
+def write_docs(root: Path, papers: List[Paper]) -> None:
+    """Write the pages of the docs; pages of papers that are gone go too."""
+    pages = {f'{paper.slug}.md': paper_page(paper) for paper in papers}
+    pages['index.md'] = paper_index(papers)
+    folder = root / 'docs' / 'papers'
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in folder.glob('*.md'):
+        if path.name not in pages:
+            path.unlink()
+    for name, text in pages.items():
+        write(folder / name, text)
+    write(root / 'docs' / 'model_zoo.md', model_zoo(papers))
+
+
+def write(path: Path, text: str) -> None:
+    """Write a file, unless that is what it holds: Sphinx reads changed files again."""
+    if not path.is_file() or path.read_text('utf-8') != text:
+        path.write_text(text, 'utf-8')
+
+
+def main(argv=None, root: Path = ROOT) -> int:
+    cli = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    cli.add_argument('--check', action='store_true', help='write nothing; 1 if a file is stale')
+    args = cli.parse_args(argv)
+    try:
+        papers = find_papers(root)
+        files = committed(root, papers)
+        if not args.check:
+            write_docs(root, papers)
+    except ZooError as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 1
+    stale = [
+        path
+        for path, text in files.items()
+        if not path.is_file() or path.read_text('utf-8') != text
+    ]
+    if args.check:
+        for path in stale:
+            print(f'{path.relative_to(root)} is not up to date: run `make zoo`', file=sys.stderr)
+        return int(bool(stale))
+    for path in stale:
+        write(path, files[path])
+    print(f'{len(papers)} papers, {sum(len(p.models) for p in papers)} models')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
