@@ -8,7 +8,7 @@ _base_ = [
 
 model = dict(bbox_head=dict(num_classes=3))
 
-max_epochs = 8
+max_epochs = 6
 train_cfg = dict(max_epochs=max_epochs, val_interval=max_epochs)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.05, by_epoch=False, begin=0, end=50),

@@ -6,7 +6,8 @@ custom_hooks = [
         type='mmextra.LocalizationDistillationHook',
         teacher=dict(
             config='mmextra::ld/gfl-teacher_bccd.py',
-            checkpoint='work_dirs/gfl-teacher_bccd/epoch_24.pth',
+            checkpoint='work_dirs/gfl-teacher_bccd/epoch_12.pth',
         ),
+        kd=None,  # as in ld_gfl_shapes_demo.py
     )
 ]
