@@ -62,9 +62,8 @@ def classification_runner(model, work_dir, hooks=(), epochs=2, size=32, **option
         test_evaluator=Evaluator([Accuracy()]),
         custom_hooks=list(hooks),
         default_hooks=dict(logger=dict(type='LoggerHook', interval=1)),
-        log_level='WARNING',
         randomness=dict(seed=0),
         default_scope='mmpretrain',
         experiment_name=f'classifier-{_RUNS}',
-        **options,
+        **{'log_level': 'WARNING', **options},
     )

@@ -67,9 +67,12 @@ class Paper:
         )
         return found[0] if found else ''
 
-    @property
-    def results(self) -> List[str]:
-        """One line of Markdown per model: config, size, published figures."""
+    def results(self, up: str) -> List[List[str]]:
+        """The cells of one row for each model.
+
+        Args:
+            up (str): The way from the page up to the checkout, say ``'..'``.
+        """
         rows = []
         for model in self.models:
             meta = model.get('Metadata') or {}
@@ -78,10 +81,10 @@ class Paper:
                 for result in model.get('Results') or []
                 for name, value in (result.get('Metrics') or {}).items()
             ]
-            size = [scaled(meta.get(key), unit) for key, unit in SIZES]
-            weights = f'[weights]({model["Weights"]})' if model.get('Weights') else ''
-            cells = [f'`{model["Name"]}`', *size, '; '.join(figures), weights]
-            rows.append(f'| {" | ".join(cells)} |')
+            sizes = [scaled(meta.get(key), unit) for key, unit in SIZES]
+            weights = f'[file]({model["Weights"]})' if model.get('Weights') else ''
+            config = f'[{model["Name"]}]({up}/{model["Config"]})'
+            rows.append([config, *sizes, '; '.join(figures), weights])
         return rows
 
 
@@ -142,9 +145,8 @@ def paper_page(paper: Paper) -> str:
     text = paper.readme.read_text('utf-8')
     parts = FENCE.split(text)  # code stands at the odd places
     parts[::2] = [LINK.sub(lambda m: moved_link(m, paper), part) for part in parts[::2]]
-    if not paper.models:
-        return ''.join(parts)
-    return f'{"".join(parts).rstrip()}\n\n{zoo_table("## All configs", paper)}'
+    table = zoo_table('## All configs', paper, '../..') if paper.models else ''
+    return f'{"".join(parts).rstrip()}\n\n{table}'
 
 
 def moved_link(match, paper: Paper) -> str:
@@ -168,9 +170,17 @@ def moved_link(match, paper: Paper) -> str:
     return f'{label}({moved}{hash_}{anchor}{title})'
 
 
-def zoo_table(heading: str, paper: Paper) -> str:
-    head = '| Config | Parameters | FLOPs | Published | |\n| --- | --- | --- | --- | --- |\n'
-    return '\n'.join((heading, '', head + '\n'.join(paper.results), ''))
+COLUMNS = ('Config', 'Parameters', 'FLOPs', 'Published', 'Weights')
+
+
+def zoo_table(heading: str, paper: Paper, up: str) -> str:
+    """A heading and the table of a paper's models, without columns that would be empty."""
+    rows = paper.results(up)
+    if not rows:
+        return f'{heading}\n'
+    used = [i for i in range(len(COLUMNS)) if any(row[i] for row in rows)]
+    lines = [[COLUMNS[i] for i in used], ['---'] * len(used), *([r[i] for i in used] for r in rows)]
+    return '\n'.join((heading, '', *(f'| {" | ".join(cells)} |' for cells in lines), ''))
 
 
 def model_zoo(papers: List[Paper]) -> str:
@@ -182,15 +192,7 @@ def model_zoo(papers: List[Paper]) -> str:
     )
     ordered = sorted(papers, key=lambda p: p.name.lower())
     return '\n'.join(
-        [
-            intro,
-            *(
-                zoo_table(f'## [{p.name}](papers/{p.slug}.md)', p)
-                if p.models
-                else f'## [{p.name}](papers/{p.slug}.md)\n'
-                for p in ordered
-            ),
-        ]
+        [intro, *(zoo_table(f'## [{p.name}](papers/{p.slug}.md)', p, '..') for p in ordered)]
     )
 
 

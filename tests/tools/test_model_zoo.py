@@ -70,8 +70,9 @@ def test_everything_is_written(zoo, checkout):
     assert ld in readme and '`mmextra.backbones`' in readme
     models = (checkout / 'docs' / 'model_zoo.md').read_text()
     assert '2 papers, 4 configs' in models and '## [LD](papers/ld.md)' in models
-    row = '| `ld-small_coco` | 22.05 M | 4.60 G | COCO: box AP 40.9 | [weights](https://example.org/w.pth) |'
-    assert row in models and '| `ld_demo` |  |  |  |  |' in models
+    row = '| [ld-small_coco](../configs/ld/ld-small_coco.py) | 22.05 M | 4.60 G | COCO: box AP 40.9 | '
+    assert row + '[file](https://example.org/w.pth) |' in models
+    assert '| [ld_demo](../configs/ld/ld_demo.py) |  |  |  |  |' in models
     assert re.search(r'\nld\nvolo\n```', (checkout / 'docs' / 'papers' / 'index.md').read_text())
 
 
@@ -103,6 +104,15 @@ def test_a_second_run_changes_nothing_and_a_paper_that_is_gone_goes(zoo, checkou
     (checkout / 'configs' / 'volo' / 'metafile.yml').unlink()
     assert zoo() == 0
     assert {p.name for p in (checkout / 'docs' / 'papers').iterdir()} == {'index.md', 'ld.md'}
+
+
+def test_columns_that_would_be_empty_are_left_out(zoo, checkout):
+    metafile = checkout / 'configs' / 'ld' / 'metafile.yml'
+    text = metafile.read_text().replace('Parameters: 22050664, FLOPs: 4600000000', 'Epochs: 12')
+    metafile.write_text(text.replace('Weights:', 'Note:'))
+    zoo()
+    page = (checkout / 'docs' / 'papers' / 'ld.md').read_text()
+    assert '| Config | Published |\n| --- | --- |\n| [ld-small_coco](../../configs/ld/' in page
 
 
 def test_check(zoo, checkout, capsys):

@@ -11,15 +11,17 @@ Build = Callable[[], Tuple[nn.Module, tuple]]
 
 @dataclass
 class Case:
-    """One row: a module of ours beside a yardstick, timed in turn in the same process.
+    """A module of ours beside a yardstick, timed in turn in the same process.
 
     Attributes:
         name (str): What is timed, say ``'VOLO-D1, 224, batch 4'``.
-        ours (Callable): Builds our module and its inputs.
+        ours (Callable): Builds our module and its inputs, on the device that ``cases`` was given.
         yardstick (Callable): Builds what it is held against.
         yardstick_name (str): What that is, with its package.
-        reference (Callable, optional): A plain realisation of the same function as ``ours``. Defaults to None.
+        reference (Callable, optional): A plain realisation of the same function as ``ours``, or what else
+            is worth a third row. Defaults to None.
         backward (bool): Whether to time forward + backward too. Defaults to True.
+        reference_name (str): What the third row is called. Defaults to ``'reference'``.
     """
 
     name: str
@@ -28,3 +30,4 @@ class Case:
     yardstick_name: str
     reference: Optional[Build] = None
     backward: bool = True
+    reference_name: str = 'reference'

@@ -1,0 +1,3 @@
+_base_ = './deepvit-16b_8xb32_in1k.py'
+
+model = dict(backbone=dict(arch='24b'))

@@ -1,0 +1,3 @@
+_base_ = './mask-rcnn_dsnet-s_fpn_1x_coco.py'
+
+model = dict(neck=dict(type='mmextra.DSFPN'))

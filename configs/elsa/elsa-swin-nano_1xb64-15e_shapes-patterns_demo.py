@@ -1,0 +1,33 @@
+# A label is a shape and a pattern of 2 pixels. To hold against: window attention in all stages (-window).
+_base_ = [
+    'mmpretrain::_base_/default_runtime.py',
+    '../_base_/datasets/drawn_images.py',
+    '../_base_/schedules/small_classification.py',
+]
+
+model = dict(
+    type='ImageClassifier',
+    backbone=dict(
+        type='mmextra.ELSASwin',
+        arch=dict(embed_dims=32, depths=[1, 1, 2, 1], num_heads=[1, 2, 4, 8]),
+        img_size=64,
+        window_size=4,
+        elsa_kernel=5,
+        group_width=4,
+        drop_path_rate=0.0,
+        pad_small_map=True,
+    ),
+    neck=dict(type='GlobalAveragePooling'),
+    head=dict(
+        type='LinearClsHead',
+        num_classes=20,
+        in_channels=256,
+        loss=dict(type='CrossEntropyLoss', loss_weight=1.0),
+    ),
+)
+train_dataloader = dict(dataset=dict(task='shape_pattern'))
+val_dataloader = dict(dataset=dict(task='shape_pattern'))
+test_dataloader = val_dataloader
+
+optim_wrapper = dict(optimizer=dict(lr=1e-3))
+randomness = dict(seed=0)

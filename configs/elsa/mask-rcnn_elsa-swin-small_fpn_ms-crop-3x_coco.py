@@ -1,0 +1,9 @@
+_base_ = './mask-rcnn_elsa-swin-tiny_fpn_ms-crop-3x_coco.py'
+
+model = dict(
+    backbone=dict(
+        arch='small',
+        group_width=8,
+        drop_path_rate=0.75,  # as published, high as it looks
+    )
+)

@@ -1,0 +1,7 @@
+# The teacher of the demonstration.
+_base_ = 'resnet8-plain_cifar10_demo.py'
+
+model = dict(
+    backbone=dict(depth=8, stem_channels=32, base_channels=64),
+    head=dict(in_channels=256),
+)

@@ -1,0 +1,22 @@
+# Faster R-CNN MobileNetV2 from R50: 29.47 -> 33.71 box AP.
+_base_ = 'reviewkd_faster-rcnn-r50_r101-teacher_fpn_180k_coco.py'
+
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type='MobileNetV2',
+        out_indices=(1, 2, 4, 6),
+        norm_cfg=dict(type='BN', requires_grad=True),
+        norm_eval=True,
+        init_cfg=dict(type='Pretrained', checkpoint='open-mmlab://mmdet/mobilenet_v2'),
+    ),
+    neck=dict(in_channels=[24, 32, 96, 320]),
+)
+custom_hooks = _base_.custom_hooks
+custom_hooks[0].loss_weight = 2.0
+custom_hooks[0].teacher = dict(
+    config='mmdet::faster_rcnn/faster-rcnn_r50_fpn_ms-3x_coco.py',
+    checkpoint='https://download.openmmlab.com/mmdetection/v2.0/faster_rcnn/'
+    'faster_rcnn_r50_fpn_mstrain_3x_coco/'
+    'faster_rcnn_r50_fpn_mstrain_3x_coco_20210524_110822-e10bd31c.pth',
+)

@@ -1,0 +1,31 @@
+_base_ = './volo-d4_8xb128_in1k.py'
+
+load_from = 'work_dirs/volo-d4_8xb128_in1k/epoch_310.pth'
+model = dict(backbone=dict(img_size=448), head=dict(loss=dict(with_gt=True)))
+data_preprocessor = dict(label_size=28)
+
+train_pipeline = _base_.train_pipeline
+train_pipeline[4]['scale'] = 448
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    # crop ratio 1.15: the whole image, and a black border
+    dict(type='NumpyToPIL', to_rgb=True),
+    dict(type='torchvision/Resize', size=389, interpolation='bicubic'),
+    dict(type='torchvision/CenterCrop', size=448),
+    dict(type='PILToNumpy', to_bgr=True),
+    dict(type='PackInputs'),
+]
+train_dataloader = dict(batch_size=64, dataset=dict(pipeline=train_pipeline))
+val_dataloader = dict(batch_size=64, dataset=dict(pipeline=test_pipeline))
+test_dataloader = val_dataloader
+
+# 8e-6 to 4e-6 in 30 epochs, 5 of them of warm-up; weight decay 1e-8. The batch of 512 is ours.
+optim_wrapper = dict(optimizer=dict(lr=8e-6, weight_decay=1e-8))
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.125, by_epoch=True, end=5, convert_to_iter_based=True),
+    dict(
+        type='CosineAnnealingLR', eta_min=4e-6, by_epoch=True, begin=5, convert_to_iter_based=True
+    ),
+]
+train_cfg = dict(max_epochs=30)
+auto_scale_lr = dict(base_batch_size=512)

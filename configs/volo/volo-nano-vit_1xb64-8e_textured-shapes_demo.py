@@ -1,0 +1,13 @@
+# A transformer of as many parameters on the same stem, with tokens of stride 16 only.
+_base_ = './volo-nano_1xb64-8e_textured-shapes_demo.py'
+
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type='mmextra.LVViT',
+        arch=dict(embed_dims=96, num_layers=5, num_heads=4, stem_channels=32),
+        img_size=64,
+        patch_size=16,
+        out_type='dense',
+    )
+)

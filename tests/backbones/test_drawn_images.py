@@ -1,0 +1,97 @@
+"""The drawn classification sets: repeatable, balanced, and drawn as their labels say."""
+
+import numpy as np
+import pytest
+
+from mmextra.backbones.drawn_images import DrawnImages, pattern
+from mmextra.registry import DATASETS
+
+TINY = {'DrawnImages': dict(task='quadrants', num_images=4, size=32)}
+
+
+@pytest.mark.parametrize(
+    'task, classes', [('quadrants', 18), ('same_colour', 2), ('shape_pattern', 20)]
+)
+def test_images_are_repeatable_and_labels_balanced(task, classes):
+    first, again, other = (
+        DATASETS.build(dict(type='DrawnImages', task=task, num_images=40, size=48, seed=seed))
+        for seed in (3, 3, 4)
+    )
+    assert len(first) == 40 and len(first.metainfo['classes']) == classes
+    labels = [first.get_data_info(i)['gt_label'] for i in range(40)]
+    assert set(np.bincount(labels)) <= {40 // classes, 40 // classes + 1}
+    a, b, c = (s[7]['img'] for s in (first, again, other))
+    assert a.shape == (48, 48, 3) and a.dtype == np.uint8
+    assert (a == b).all() and (a != c).any() and (a != first[8]['img']).any()
+
+
+def test_pipeline_gets_the_image():
+    dataset = DATASETS.build(
+        dict(
+            type='DrawnImages',
+            **TINY['DrawnImages'],
+            pipeline=[dict(type='mmpretrain.PackInputs')],
+        )
+    )
+    packed = dataset[1]
+    assert packed['inputs'].shape == (3, 32, 32)
+    assert packed['data_samples'].gt_label.item() == 1
+    assert packed['data_samples'].ori_shape == (32, 32)
+
+
+def discs(image):
+    """Mean colour of each disc, in the order of their labels."""
+    import cv2
+
+    saturated = (image.max(2) - image.min(2) > 90).astype(np.uint8)
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(saturated)
+    large = [i for i in range(1, count) if stats[i, cv2.CC_STAT_AREA] > 30]
+    return np.array([image[labels == i].mean(0) for i in large]), stats[large]
+
+
+def test_two_discs_have_one_colour_where_the_label_says_so():
+    dataset = DrawnImages('same_colour', 30, size=96)
+    for i in range(30):
+        colours, _ = discs(dataset[i]['img'].astype(int))
+        assert len(colours) == 6
+        apart = np.linalg.norm(colours[:, None] - colours, axis=-1) + 1e3 * np.eye(6)
+        assert (apart.min() < 12) == (dataset[i]['gt_label'] == 1)
+
+
+def test_the_label_names_the_quadrants_of_one_colour():
+    dataset = DrawnImages('quadrants', 36, size=96)
+    for i in range(36):
+        info = dataset[i]
+        quadrants = info['img'].reshape(2, 48, 2, 48, 3).transpose(0, 2, 1, 3, 4).reshape(4, -1, 3)
+        # The disc is the most saturated part of a quadrant.
+        saturation = np.ptp(quadrants.astype(int), axis=2)
+        colours = np.array(
+            [q[s > np.quantile(s, 0.95)].mean(0) for q, s in zip(quadrants, saturation)]
+        )
+        apart = np.linalg.norm(colours[:, None] - colours, axis=-1) + 1e3 * np.eye(4)
+        pair = sorted(np.unravel_index(apart.argmin(), (4, 4)))
+        assert dataset.metainfo['classes'][info['gt_label']].startswith(
+            f'{pair[0] + 1}{pair[1] + 1}'
+        )
+
+
+def test_patterns():
+    x, y = np.meshgrid(np.arange(8) + 0.5, np.arange(8) + 0.5)
+    rows, columns, checks, dots = (
+        pattern(n, x, y, 4) for n in ('rows', 'columns', 'checks', 'dots')
+    )
+    assert (rows == rows[:, :1]).all() and (rows[:4, 0] == [-1, -1, 1, 1]).all()
+    assert (columns == rows.T).all() and (checks == rows * columns).all()
+    assert dots.mean() == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    'options, message',
+    [
+        (dict(task='colours'), "one of quadrants, same_colour, shape_pattern, got 'colours'"),
+        (dict(size=16), 'at least 32 pixels'),
+    ],
+)
+def test_wrong_arguments_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        DrawnImages(**{**TINY['DrawnImages'], **options})
