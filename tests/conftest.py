@@ -108,7 +108,9 @@ def pytest_terminal_summary(terminalreporter, config):
     terminalreporter.section('seconds by file')
     for name, seconds in sorted(_SECONDS.items(), key=lambda item: -item[1]):
         terminalreporter.write_line(f'{seconds:8.1f}  {name}')
-    if CLAIMED_PAPERS not in config.stash:  # nothing was collected here: workers of pytest-xdist did
+    if (
+        CLAIMED_PAPERS not in config.stash
+    ):  # nothing was collected here: workers of pytest-xdist did
         return
     unclaimed = unclaimed_golden_files(config)
     root = config.getoption('--golden-dir')

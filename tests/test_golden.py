@@ -27,7 +27,9 @@ def test_every_golden_file_is_claimed():
     unclaimed = [
         f'{p.parent.name}/{p.stem}'
         for p in files
-        if not any(p.parent.name == paper and fnmatch.fnmatch(p.stem, pattern) for paper, pattern in known)
+        if not any(
+            p.parent.name == paper and fnmatch.fnmatch(p.stem, pattern) for paper, pattern in known
+        )
     ]
     assert not unclaimed
 

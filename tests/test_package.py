@@ -23,12 +23,20 @@ def test_a_wheel_carries_configs_and_tools(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     wheel = next((tmp_path / 'dist').glob('mmextra-*.whl'))
     names = set(zipfile.ZipFile(wheel).namelist())
-    shipped = [p for folder in ('configs', 'tools') for p in (source / folder).rglob('*') if p.is_file()]
-    missing = [p for p in shipped if f'mmextra/.mim/{p.relative_to(source).as_posix()}' not in names]
+    shipped = [
+        p for folder in ('configs', 'tools') for p in (source / folder).rglob('*') if p.is_file()
+    ]
+    missing = [
+        p for p in shipped if f'mmextra/.mim/{p.relative_to(source).as_posix()}' not in names
+    ]
     assert not missing and 'mmextra/.mim/model-index.yml' in names
     modules = [p.relative_to(source).as_posix() for p in (source / 'mmextra').rglob('*.py')]
     assert set(modules) <= names
     assert not [n for n in names if n.startswith(('tests', 'configs', 'tools'))]
-    metadata = zipfile.ZipFile(wheel).read(f'mmextra-{wheel.name.split("-")[1]}.dist-info/METADATA').decode()
+    metadata = (
+        zipfile.ZipFile(wheel)
+        .read(f'mmextra-{wheel.name.split("-")[1]}.dist-info/METADATA')
+        .decode()
+    )
     for extra in ('det', 'seg', 'pretrain', 'all'):
         assert f'Provides-Extra: {extra}' in metadata

@@ -50,9 +50,10 @@ def read_checkpoint(path: str) -> dict:
                 f'{path} is refused: it holds a pickled {refused[1]}, and only tensors and plain data are '
                 'read from a checkpoint. Save its state dict alone, where you trust the file.'
             ) from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(
-            f'{path} cannot be read: it is cut short, damaged or no checkpoint '
-            f'({(str(error).splitlines() or [type(error).__name__])[0]}). Compare its size or checksum with the original.'
+            f'{path} cannot be read: it is cut short, damaged or no checkpoint ({reason}). '
+            'Compare its size or checksum with the original.'
         ) from error
     if not isinstance(checkpoint, Mapping):
         raise ValueError(f'{path} holds a {type(checkpoint).__name__}, expected a dict of weights')

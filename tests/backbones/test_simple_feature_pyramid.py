@@ -5,7 +5,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mmextra.backbones.simple_feature_pyramid import SimpleFeaturePyramid
 from mmextra.registry import MODELS
 
 TINY = {'SimpleFeaturePyramid': dict(in_channels=8, out_channels=6)}

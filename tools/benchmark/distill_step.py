@@ -68,10 +68,14 @@ class Step(nn.Module):
             if 'bbox_head' in hook.student_records:
                 hook.teacher.head  # noqa: B018
             hook.teacher.forget()
-        values = [v if isinstance(v, (list, tuple)) else [v] for k, v in losses.items() if 'loss' in k]
+        values = [
+            v if isinstance(v, (list, tuple)) else [v] for k, v in losses.items() if 'loss' in k
+        ]
         return sum(v.sum() for several in values for v in several)
 
 
-def step_and_batch(student: dict, hook: dict, mode: str, device: str, batch: int, size: int) -> Tuple:
+def step_and_batch(
+    student: dict, hook: dict, mode: str, device: str, batch: int, size: int
+) -> Tuple:
     """What a benchmark case builds: the module, and its inputs."""
     return Step(student, hook, mode).to(device), detection_batch(batch, size, device)

@@ -63,7 +63,11 @@ def kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
 def edge_kl(student: Tensor, teacher: Tensor, edges: int, temperature: float) -> Tensor:
     """Sum over a box's edges of :func:`kl`, (N, ), of logits (N, edges * bins)."""
     bins = student.shape[1] // edges
-    return kl(student.reshape(-1, bins), teacher.reshape(-1, bins), temperature).reshape(-1, edges).sum(1)
+    return (
+        kl(student.reshape(-1, bins), teacher.reshape(-1, bins), temperature)
+        .reshape(-1, edges)
+        .sum(1)
+    )
 
 
 @dataclass
