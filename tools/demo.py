@@ -95,15 +95,16 @@ def seconds_per_iteration(work_dir: Path) -> float:
     return statistics.median(line['time'] for line in lines if 'loss' in line)
 
 
-def run_seed(data: str, out: Path, seed: int) -> Dict[str, dict]:
+def run_seed(data: str, out: Path, seed: int, teacher_seed: int) -> Dict[str, dict]:
     """Teacher, plain and distilled student of one seed."""
     rows = {}
     for name, file in RUNS[data].items():
-        work_dir = out / f'{name}_seed{seed}'
+        own_seed = teacher_seed if name == 'teacher' else seed
+        work_dir = out / f'{name}_seed{own_seed}'
         options = []
         if name == 'distilled':
             options = [f'custom_hooks.0.teacher.checkpoint={rows["teacher"]["checkpoint"]}']
-        checkpoint = train(CONFIGS / file, work_dir, seed, options)
+        checkpoint = train(CONFIGS / file, work_dir, own_seed, options)
         rows[name] = dict(
             test(CONFIGS / file, checkpoint, work_dir),
             checkpoint=checkpoint,
@@ -134,7 +135,7 @@ def table(seeds: List[Dict[str, dict]]) -> str:
     return '\n'.join(lines)
 
 
-def draw(data: str, out: Path, rows: Dict[str, dict], count: int = 4) -> Path:
+def draw(data: str, out: Path, rows: Dict[str, dict], count: int = 3) -> Path:
     """Ground truth, plain and distilled student side by side on validation images."""
     import cv2
     import numpy as np
@@ -156,18 +157,12 @@ def draw(data: str, out: Path, rows: Dict[str, dict], count: int = 4) -> Path:
     strips = []
     for index in range(count):
         sample = dataset[index]['data_samples']
+        # The host loads the truth of test images after resizing: all boxes are in the file's frame.
         image = cv2.imread(sample.img_path)[..., ::-1]
-        image = cv2.resize(image, sample.img_shape[::-1])
         sample.gt_instances.bboxes = sample.gt_instances.bboxes.tensor
-        # Truth is in the frame of the resized image, predictions in that of the file.
-        scale = np.array([*sample.scale_factor, *sample.scale_factor], dtype=np.float32)
         panels = []
         for model in (None, *models):
-            shown = sample.clone()
-            if model is not None:
-                shown = inference_detector(model, sample.img_path)
-                boxes = shown.pred_instances.bboxes.cpu().numpy() * scale
-                shown.pred_instances.bboxes = shown.pred_instances.bboxes.new_tensor(boxes)
+            shown = sample if model is None else inference_detector(model, sample.img_path)
             visualizer.add_datasample(
                 'panel',
                 image,
@@ -184,7 +179,7 @@ def draw(data: str, out: Path, rows: Dict[str, dict], count: int = 4) -> Path:
         cv2.putText(
             header, title, position, cv2.FONT_HERSHEY_SIMPLEX, 0.6, (0, 0, 0), 1, cv2.LINE_AA
         )
-    picture = out / 'detections.png'
+    picture = out / 'detections.jpg'
     cv2.imwrite(str(picture), np.concatenate([header, *strips])[..., ::-1])
     return picture
 
@@ -193,6 +188,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--data', choices=sorted(RUNS), default='shapes')
     parser.add_argument('--seeds', type=int, nargs='+', default=[0])
+    parser.add_argument(
+        '--one-teacher', action='store_true', help="the first seed's teacher serves all students"
+    )
     parser.add_argument('--out', type=Path, default=None, help='default: work_dirs/demo')
     args = parser.parse_args()
     os.chdir(ROOT)
@@ -204,7 +202,8 @@ def main() -> None:
     seeds = []
     for seed in args.seeds:
         print(f'seed {seed}', flush=True)
-        seeds.append(run_seed(args.data, out, seed))
+        teacher_seed = args.seeds[0] if args.one_teacher else seed
+        seeds.append(run_seed(args.data, out, seed, teacher_seed))
     text = table(seeds)
     (out / 'table.md').write_text(text + '\n')
     picture = draw(args.data, out, seeds[0])

@@ -1,4 +1,4 @@
-# A Refiner for two CPU cores: 12 layers of 96 channels on drawn images of 64 px, 64 patches. The hook logs how alike
+# A Refiner for two CPU cores: 12 layers of 96 channels on drawn images of 48 px, 36 patches. The hook logs how alike
 # the maps are that consecutive layers use. The same number of plain layers, without refined maps:
 # refiner-nano-plain_1xb64-15e_shapes-patterns_demo.py. Other seeds: --cfg-options randomness.seed=1
 _base_ = [
@@ -12,7 +12,7 @@ model = dict(
     backbone=dict(
         type='mmextra.RefinerViT',
         arch=dict(embed_dims=96, num_layers=12, num_heads=4, feedforward_channels=288),
-        img_size=64,
+        img_size=48,
         patch_size=8,
     ),
     head=dict(
@@ -22,8 +22,9 @@ model = dict(
         loss=dict(type='CrossEntropyLoss', loss_weight=1.0),
     ),
 )
-train_dataloader = dict(dataset=dict(task='shape_pattern', num_images=4000))
-val_dataloader = dict(dataset=dict(task='shape_pattern'))
+dataset = dict(task='shape_pattern', size=48)
+train_dataloader = dict(dataset=dict(num_images=2000, **dataset))
+val_dataloader = dict(dataset=dict(**dataset))
 test_dataloader = val_dataloader
 optim_wrapper = dict(optimizer=dict(lr=1e-3))
 custom_hooks = [dict(type='mmextra.AttentionSimilarityHook', interval=1, num_last=8)]

@@ -6,7 +6,7 @@ custom_hooks = [
         type='mmextra.ReviewKDHook',
         teacher=dict(
             config='mmextra::ld/gfl-teacher_bccd.py',
-            checkpoint='work_dirs/gfl-teacher_bccd/epoch_24.pth',
+            checkpoint='work_dirs/gfl-teacher_bccd/epoch_12.pth',
         ),
         student_layers='neck',
         mid_channels=64,

@@ -307,7 +307,7 @@ class DeepViT(PlainViT):
 
 
 def attention_similarity(first: Tensor, second: Tensor) -> Tensor:
-    """Mean cosine similarity between the maps of two layers (eq. 2).
+    """Mean cosine similarity between the maps of two layers (section 3).
 
     For each image, head and key, the vectors of its weights over all queries are compared.
 

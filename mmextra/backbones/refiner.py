@@ -33,7 +33,7 @@ NO_BOX = (0, 0, 0, 0)
 
 @MODELS.register_module()
 class DistributedLocalAttention(BaseModule):
-    r"""Convolutions over attention maps, taken as images with one channel for each head (section 3.3).
+    r"""Convolutions over attention maps, taken as images with one channel for each head (section 3).
 
     Conv1x1 (h -> e h), BN, ReLU6; depth-wise Conv3x3, BN, ReLU6; Conv1x1 (e h -> h), BN; plus the input. There are no
     biases, and zeros around the maps.

@@ -2,11 +2,13 @@
 
 import copy
 import importlib
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from mmengine.config import Config
+from mmengine.registry import init_default_scope
 from tiny_classifiers import classification_runner
 from tiny_classifiers import classifier as tiny_classifier
 from torch import nn
@@ -28,6 +30,7 @@ from mmextra.backbones.kvt import (
 from mmextra.engine.checkpoint import load_official
 from mmextra.registry import MODELS
 
+CONFIGS = Path(__file__).parents[2] / 'configs/kvt'
 ARCH = dict(embed_dims=24, num_layers=3, num_heads=3, feedforward_channels=48)
 TINY = {
     'KNNMultiheadAttention': dict(embed_dims=24, num_heads=3, topk=5),
@@ -629,6 +632,8 @@ def test_hook_in_training_and_testing(tmp_path, monkeypatch):
     core = runner.model.backbone.layers[0].attn.scaled_dot_product_attention
     assert core.topk == 5
     assert any('KNNAttentionHook: 3 attention modules now keep topk=5' in m for m in messages)
+    (averaged,) = (h.ema_model.module for h in runner.hooks if type(h).__name__ == 'EMAHook')
+    assert averaged.backbone.layers[0].attn.scaled_dot_product_attention.topk == 5
     stock = MODELS.build(cfg.model)
     saved = torch.load(tmp_path / 'epoch_2.pth', weights_only=False)['state_dict']
     stock.load_state_dict(saved)
@@ -645,3 +650,21 @@ def test_hook_in_training_and_testing(tmp_path, monkeypatch):
         apply_knn_attention(stock, 3)
         torch.testing.assert_close(tester.model.eval()(x), stock(x))
         assert not torch.equal(stock(x), dense)
+
+
+def test_detector_trains_a_step():
+    pytest.importorskip('mmdet.models')
+    from mmdet.testing import demo_mm_inputs
+
+    cfg = Config.fromfile(CONFIGS / 'kvt_retinanet_pvt-t_fpn_1x_coco.py')
+    cfg.model.backbone.pop('init_cfg', None)
+    cfg.model._scope_ = 'mmdet'
+    init_default_scope('mmdet')
+    model = MODELS.build(cfg.model).train()
+    options = {k: v for k, v in cfg.custom_hooks[0].items() if k != 'type'}
+    assert len(apply_knn_attention(model, **options)) == 8
+    batch = demo_mm_inputs(1, [[3, 64, 64]])
+    losses, _ = model.parse_losses(model(**model.data_preprocessor(batch, True), mode='loss'))
+    losses.backward()
+    grads = [p.grad for p in model.backbone.parameters() if p.grad is not None]
+    assert losses.isfinite() and grads and all(g.isfinite().all() for g in grads)

@@ -1,0 +1,27 @@
+# For two CPU cores: 20 classes, a large shape times a fine pattern. To hold it against, with about as many multiply-adds:
+# irregular-patch-vit-nano-mean_..., conv-stem-vit-nano_... and deit-nano_..., in this folder.
+_base_ = [
+    'mmpretrain::_base_/default_runtime.py',
+    '../_base_/datasets/drawn_images.py',
+    '../_base_/schedules/small_classification.py',
+]
+
+model = dict(
+    type='ImageClassifier',
+    backbone=dict(
+        type='mmextra.IrregularPatchViT',
+        arch=dict(embed_dims=96, num_layers=3, num_heads=3, stem_channels=(12, 16, 24, 48)),
+        img_size=96,
+    ),
+    head=dict(
+        type='LinearClsHead',
+        num_classes=20,
+        in_channels=96,
+        loss=dict(type='CrossEntropyLoss', loss_weight=1.0),
+    ),
+)
+train_dataloader = dict(dataset=dict(task='shape_pattern', size=96))
+val_dataloader = dict(dataset=dict(task='shape_pattern', size=96))
+test_dataloader = dict(dataset=dict(task='shape_pattern', size=96))
+default_hooks = dict(logger=dict(interval=20))
+randomness = dict(seed=0)
