@@ -42,6 +42,8 @@ def gradient_norms(cfg: Config, batches: int) -> Dict[str, float]:
     """Loss name -> mean norm."""
     runner = Runner.from_cfg(cfg)
     runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+    runner.model.init_weights()
+    runner.load_or_resume()
     runner.call_hook('before_run')
     hooks = [h for h in runner.hooks if isinstance(h, DistillHook)]
     if not hooks:

@@ -17,6 +17,8 @@ from typing import Dict, List
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
+COLUMNS = ('Config', 'Parameters', 'FLOPs', 'Published', 'Weights')
+SIZES = (('Parameters', (1e6, 'M')), ('FLOPs', (1e9, 'G')))
 MARKERS = ('<!-- papers -->', '<!-- /papers -->')
 LINK = re.compile(r'(!?\[[^\]]*\])\(([^)\s]+)((?:\s+"[^"]*")?)\)')
 FENCE = re.compile(r'(^```.*?^```|`[^`\n]*`)', re.MULTILINE | re.DOTALL)
@@ -88,9 +90,6 @@ class Paper:
         return rows
 
 
-SIZES = (('Parameters', (1e6, 'M')), ('FLOPs', (1e9, 'G')))
-
-
 def scaled(number, unit) -> str:
     """A number in millions or billions, as the unit says; text as it is."""
     if number is None or isinstance(number, str):
@@ -100,7 +99,7 @@ def scaled(number, unit) -> str:
 
 
 def find_papers(root: Path) -> List[Paper]:
-    """All papers, by name."""
+    """All papers, in the order of their folders."""
     folders = [p.parent for p in (root / 'configs').glob('*/metafile.yml')]
     papers = [Paper(root, folder) for folder in sorted(folders)]
     names: Dict[str, str] = {}
@@ -168,9 +167,6 @@ def moved_link(match, paper: Paper) -> str:
     else:
         moved = os.path.relpath(file, paper.root / 'docs' / 'papers')
     return f'{label}({moved}{hash_}{anchor}{title})'
-
-
-COLUMNS = ('Config', 'Parameters', 'FLOPs', 'Published', 'Weights')
 
 
 def zoo_table(heading: str, paper: Paper, up: str) -> str:

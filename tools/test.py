@@ -79,9 +79,8 @@ def augment_tests(cfg) -> None:
         cfg.tta_model = dict(type='AverageClsScoreTTA')
     if 'tta_pipeline' not in cfg and scope in ('mmdet', 'mmpretrain'):
         pack = deepcopy(dataset.pipeline[-1])
-        if (
-            scope == 'mmdet'
-        ):  # to turn the boxes back, the model must know how each view was flipped
+        if scope == 'mmdet':
+            # To turn the boxes back, the model must know how each view was flipped.
             shapes = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')
             pack.meta_keys = (*shapes, 'flip', 'flip_direction')
         flips = [dict(type='RandomFlip', prob=1.0), dict(type='RandomFlip', prob=0.0)]

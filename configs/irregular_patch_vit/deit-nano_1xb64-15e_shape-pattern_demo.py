@@ -5,7 +5,7 @@ model = dict(
     backbone=dict(
         _delete_=True,
         type='VisionTransformer',
-        arch=dict(embed_dims=96, num_layers=5, num_heads=3, feedforward_channels=384),
+        arch=dict(embed_dims=96, num_layers=4, num_heads=3, feedforward_channels=384),
         img_size=96,
         patch_size=16,
     ),

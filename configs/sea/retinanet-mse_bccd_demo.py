@@ -8,7 +8,9 @@ custom_hooks = [
             config='mmextra::sea/retinanet-teacher_bccd_demo.py',
             checkpoint='work_dirs/retinanet-teacher_bccd_demo/epoch_12.pth',
         ),
-        feat=0.5,
+        # As strong as the losses of SEA: equal norm of the gradient at the start of training, by
+        # tools/distill_gradients.py.
+        feat=0.63,
         node_fg=None,
         node_bg=None,
         edge=None,

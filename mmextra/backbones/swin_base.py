@@ -53,7 +53,7 @@ def swin_keys(state: StateDict) -> StateDict:
         dict: Keys ``backbone.*`` and ``head.fc.*``. What is not Swin's in a block keeps its name.
     """
     state = {key.removeprefix('backbone.'): value for key, value in state.items()}
-    last = max(int(key.split('.')[1]) for key in state if key.startswith('layers.'))
+    last = max((int(k.split('.')[1]) for k in state if k.startswith('layers.')), default=0)
     window_attention = tuple(
         key.removesuffix('qkv.weight') for key in state if key.endswith('.attn.qkv.weight')
     )

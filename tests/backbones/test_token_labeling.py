@@ -54,12 +54,15 @@ def labels(batch=3, num_classes=7, k=3, side=6):
     return torch.stack((values, ids.float()), 1)
 
 
-def classifier(num_classes=5, img_size=32, side=4, backbone=None, head=None, **preprocessor):
+def classifier(
+    num_classes=5, img_size=32, side=4, backbone=None, head=None, init_cfg=None, **preprocessor
+):
     """A tiny classifier with all that token labeling needs."""
     DefaultScope.get_instance('mmpretrain', scope_name='mmpretrain')
     return HOST.build(
         dict(
             type='ImageClassifier',
+            init_cfg=init_cfg,
             backbone=dict(
                 type='mmextra.LVViT',
                 **{
@@ -1057,3 +1060,31 @@ def test_segmentor_trains():
     loss, _ = model.parse_losses(model(**model.data_preprocessor(data, True), mode='loss'))
     loss.backward()
     assert loss.isfinite() and all(p.grad is not None for p in model.backbone.parameters())
+
+
+def test_official_files_load(tmp_path):
+    """Wrapped as published, into the classifier or its backbone alone, and not initialised over."""
+    torch.manual_seed(0)
+    source = classifier()
+    for parameter in source.parameters():
+        torch.nn.init.normal_(parameter)
+    official = {
+        k.removeprefix('backbone.').replace('head.aux_fc', 'aux_head').replace('head.fc', 'head'): v
+        for k, v in source.state_dict().items()
+    }
+    file = tmp_path / 'official.pth.tar'
+    torch.save(dict(state_dict={f'module.{k}': v for k, v in official.items()}), file)
+    init_cfg = dict(type='mmextra.OfficialCheckpoint', checkpoint=str(file))
+    whole, part = (
+        classifier(init_cfg=init_cfg),
+        classifier(backbone=dict(init_cfg=init_cfg)).backbone,
+    )
+    whole.init_weights()
+    part.init_weights()
+    for ours, theirs in ((whole, source), (part, source.backbone)):
+        expected = theirs.state_dict()
+        assert all(torch.equal(v, expected[k]) for k, v in ours.state_dict().items())
+    official.pop('norm.bias')
+    torch.save(official, file)
+    with pytest.raises(ValueError, match='norm.bias'):
+        classifier(init_cfg=init_cfg).init_weights()

@@ -26,6 +26,19 @@ TINY = {
 }
 
 
+def classifier(init_cfg=None):
+    DefaultScope.get_instance('mmpretrain', scope_name='mmpretrain')
+    return HOST.build(
+        dict(
+            type='ImageClassifier',
+            backbone=dict(type='mmextra.VisionPermutator', arch=ARCH, img_size=32),
+            neck=dict(type='GlobalAveragePooling'),
+            head=dict(type='LinearClsHead', num_classes=5, in_channels=48),
+            init_cfg=init_cfg,
+        )
+    )
+
+
 def permutator(**options):
     torch.manual_seed(0)
     model = VisionPermutator(**{**dict(arch=ARCH, img_size=32), **options})
@@ -333,3 +346,28 @@ def test_depths_of_layers():
 def test_bad_arguments_are_named(options, name):
     with pytest.raises(ValueError, match=name):
         permutator(**options)
+
+
+def test_official_files_load(tmp_path):
+    """Wrapped as published, into the classifier or its backbone alone, and not initialised over."""
+    torch.manual_seed(0)
+    source = classifier()
+    for parameter in source.parameters():
+        torch.nn.init.normal_(parameter)
+    official = {
+        k.removeprefix('backbone.').replace('head.fc', 'head'): v
+        for k, v in source.state_dict().items()
+    }
+    file = tmp_path / 'official.pth.tar'
+    torch.save(dict(state_dict={f'module.{k}': v for k, v in official.items()}), file)
+    init_cfg = dict(type='mmextra.OfficialCheckpoint', checkpoint=str(file))
+    whole, part = classifier(init_cfg), VisionPermutator(ARCH, 32, init_cfg=init_cfg)
+    whole.init_weights()
+    part.init_weights()
+    for ours, theirs in ((whole, source), (part, source.backbone)):
+        expected = theirs.state_dict()
+        assert all(torch.equal(v, expected[k]) for k, v in ours.state_dict().items())
+    official.pop('norm.bias')
+    torch.save(official, file)
+    with pytest.raises(ValueError, match='norm.bias'):
+        classifier(init_cfg).init_weights()

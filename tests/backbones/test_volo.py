@@ -16,11 +16,19 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mmextra.backbones.token_labeling import LVViTBlock, TokenLabelClsHead
 from mmextra.backbones.volo import VOLO, ClassAttention, OutlookAttention, Outlooker, resize_grid
+from mmextra.engine.checkpoint import load_official
 
 ARCH = dict(
     layers=(2, 1, 1, 1), embed_dims=(16, 32, 32, 32), num_heads=(2, 4, 4, 4), stem_channels=8
 )
 TINY = {'VOLO': dict(arch=ARCH, img_size=64, out_indices=(0, 1, 2, 3), out_type='featmap')}
+
+
+def classifier(init_cfg=None, **backbone):
+    DefaultScope.get_instance('mmpretrain', scope_name='mmpretrain')
+    backbone = {**dict(type='mmextra.VOLO', arch=ARCH, img_size=64, out_type='dense'), **backbone}
+    head = dict(type='mmextra.TokenLabelClsHead', num_classes=5, in_channels=32)
+    return HOST.build(dict(type='ImageClassifier', backbone=backbone, head=head, init_cfg=init_cfg))
 
 
 def volo(**options):
@@ -404,6 +412,47 @@ def test_depths_of_layers():
 def test_bad_arguments_are_named(options, name):
     with pytest.raises(ValueError, match=name):
         volo(**options)
+
+
+def test_timm_weights_load():
+    """timm's copy of the model: its names, and its logits."""
+    timm_volo = pytest.importorskip('timm.models.volo')
+    torch.manual_seed(0)
+    options = {k: v for k, v in ARCH.items() if k != 'stem_channels'}
+    theirs = timm_volo.VOLO(**options, img_size=64, stem_hidden_dim=8, num_classes=5).eval()
+    for parameter in theirs.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    ours = classifier()
+    load_official(ours, theirs.state_dict(), 'volo')
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(ours.eval()(x), theirs(x), rtol=1e-4, atol=1e-4)
+
+
+def test_official_files_load(tmp_path):
+    """Wrapped as published, into the classifier or its backbone alone, and not initialised over."""
+    torch.manual_seed(0)
+    source = classifier()
+    for parameter in source.parameters():
+        torch.nn.init.normal_(parameter)
+    official = {
+        k.removeprefix('backbone.').replace('head.aux_fc', 'aux_head').replace('head.fc', 'head'): v
+        for k, v in source.state_dict().items()
+    }
+    file = tmp_path / 'official.pth.tar'
+    torch.save(dict(state_dict={f'module.{k}': v for k, v in official.items()}), file)
+    init_cfg = dict(type='mmextra.OfficialCheckpoint', checkpoint=str(file))
+    whole = classifier(init_cfg)
+    part = VOLO(ARCH, 64, out_type='featmap', init_cfg=init_cfg)  # of a detector
+    whole.init_weights()
+    part.init_weights()
+    for ours, theirs in ((whole, source), (part, source.backbone)):
+        expected = theirs.state_dict()
+        assert all(torch.equal(v, expected[k]) for k, v in ours.state_dict().items())
+    official.pop('norm.bias')
+    torch.save(official, file)
+    with pytest.raises(ValueError, match='norm.bias'):
+        classifier(init_cfg).init_weights()
 
 
 # --- in detectors and segmentors -----------------------------------------------------------------

@@ -1,5 +1,5 @@
 """Dsig: a distilled step of Faster R-CNN R18 from R50, 320x320, beside student step plus teacher
-pyramid. The difference is the teacher's box head on 512 RoIs an image, and the graphs."""
+pyramid (configs/dsig). The difference is the teacher's box head on 512 RoIs an image, and the graphs."""
 
 from functools import partial
 

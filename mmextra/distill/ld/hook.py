@@ -79,8 +79,7 @@ class Level:
         student_box, teacher_box (Tensor): Distribution logits, (N, edges * bins).
         positive (Tensor): Indices of the positives among the N.
         label_weights (Tensor): (N, ).
-        region (Tensor): Weight of each anchor in the second region (VLR, or the unified one), (N,
-            ).
+        region (Tensor): Weight of each anchor in the second region, VLR or the unified one.
         anchors (Tensor): Anchors (N, 4) or points (N, 2).
         stride (int): Stride in pixels.
     """
@@ -266,7 +265,7 @@ class LocalizationDistillationHook(DistillHook):
             published RetinaNet results, which put one softmax over all edges. Defaults to True.
         normalize (str): ``'sum'`` or ``'num_imgs'``. Defaults to ``'sum'``.
         **kwargs: ``begin``, ``end``, ``warmup``, ``by_epoch`` of
-        :class:`mmextra.distill.base.DistillHook`.
+            :class:`~mmextra.distill.base.DistillHook`.
 
     Raises:
         ValueError: At the start of training, if the heads do not fit.
@@ -275,8 +274,9 @@ class LocalizationDistillationHook(DistillHook):
         >>> custom_hooks = [
         ...     dict(
         ...         type='mmextra.LocalizationDistillationHook',
-        ...         teacher=dict(config='mmdet::gfl/gfl_r101_fpn_ms-2x_coco.py',
-        checkpoint='gfl_r101.pth')) ... ]
+        ...         teacher=dict(config='mmdet::gfl/...', checkpoint='gfl_r101.pth'),
+        ...     )
+        ... ]
     """
 
     student_records = ('bbox_head', 'bbox_head.get_targets()')

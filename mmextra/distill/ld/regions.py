@@ -48,9 +48,8 @@ def vlr_weights(
         topk (int): Candidates of each level. Defaults to 9.
         gamma (float): Lower bound of the region, as a fraction of the threshold. Defaults to 0.25.
         metric (str): What X is. ``'diou'`` is the paper's. ``'iof_diou'``, the default, is that of
-            the published code and
-            numbers: intersection over the area of the anchor, less the same penalty. ``'iou'`` has
-                no penalty.
+            the published code and numbers: intersection over the area of the anchor, less the same
+            penalty. ``'iou'`` has no penalty.
         bounded (bool): Whether the region ends at the threshold. False gives the single region of
             the journal version. Defaults to True.
 

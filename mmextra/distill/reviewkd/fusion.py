@@ -67,8 +67,8 @@ class AttentionFusion(nn.Module):
             size (tuple, optional): Height and width of the teacher's feature, where it differs.
 
         Returns:
-            tuple[Tensor, Tensor]: What is compared with the teacher, (B, D, *size), and what is
-            passed on to the next shallower level, (B, M, *size).
+            tuple[Tensor, Tensor]: What is compared with the teacher, (B, D, h, w), and what is
+            passed on to the next shallower level, (B, M, h, w), both of the teacher's size.
         """
         x = convolve(self.conv1, x)  # (B, M, H, W)
         if self.att_conv is not None:

@@ -1,12 +1,12 @@
 # Faster R-CNN MobileNetV2 from R50: 29.47 -> 33.71 box AP.
-_base_ = 'reviewkd_faster-rcnn-r50_r101-teacher_fpn_180k_coco.py'
+_base_ = 'reviewkd_faster-rcnn-r50_r101-teacher_fpn_ms-180k_coco.py'
 
 model = dict(
     backbone=dict(
         _delete_=True,
         type='MobileNetV2',
         out_indices=(1, 2, 4, 6),
-        norm_cfg=dict(type='BN', requires_grad=True),
+        frozen_stages=1,
         norm_eval=True,
         init_cfg=dict(type='Pretrained', checkpoint='open-mmlab://mmdet/mobilenet_v2'),
     ),

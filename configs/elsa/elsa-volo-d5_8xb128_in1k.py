@@ -1,0 +1,3 @@
+_base_ = '../volo/volo-d5_8xb128_in1k.py'
+
+model = dict(backbone=dict(type='mmextra.ELSAVOLO'))
