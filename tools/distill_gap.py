@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 import mmextra.registry  # noqa: F401  for `mmextra::` bases and safe loading
 from mmextra.distill.base import DistillHook, Teacher
-from mmextra.distill.dsig import InstanceGraphDistillHook, edge_matrix
+from mmextra.distill.dsig import InstanceGraphDistillHook, dense_extractor, edge_matrix
 from mmextra.distill.sea import SEADistillHook, SemanticAlignLoss
 from mmextra.engine.checkpoint import read_checkpoint, state_dict_of
 
@@ -47,16 +47,14 @@ def annotated(loader: dict) -> dict:
 
 
 def edge_gap(
-    hook: InstanceGraphDistillHook,
-    student: nn.Module,
-    own: tuple,
-    other: tuple,
-    boxes: List[Tensor],
+    student: nn.Module, inputs: Tensor, own: tuple, other: tuple, boxes: List[Tensor]
 ) -> Dict[str, List[float]]:
     """Mean difference of the edges between the annotated boxes of each image."""
-    two_stage = isinstance(student, TwoStageDetector)
-    extractor = student.roi_head.bbox_roi_extractor if two_stage else hook.extractor
-    extractor = extractor[0] if isinstance(extractor, nn.ModuleList) else extractor
+    if isinstance(student, TwoStageDetector):
+        extractor = student.roi_head.bbox_roi_extractor
+        extractor = extractor[0] if isinstance(extractor, nn.ModuleList) else extractor
+    else:
+        extractor = dense_extractor(own, inputs.shape[-2:])
     rois, counts = bbox2roi(boxes), [len(b) for b in boxes]
     pooled = [extractor(list(maps[: extractor.num_inputs]), rois) for maps in (own, other)]
     images = zip(*(nodes.split(counts) for nodes in pooled))
@@ -102,7 +100,7 @@ def gap(cfg: Config, checkpoint: str) -> Dict[str, float]:
             values = align_gap(hook, inputs, own, other, samples)
         else:
             boxes = [sample.gt_instances.bboxes for sample in samples]
-            values = edge_gap(hook, student, own, other, boxes)
+            values = edge_gap(student, inputs, own, other, boxes)
         for name, several in values.items():
             found[name] += several
     return {name: mean(values) for name, values in found.items()}

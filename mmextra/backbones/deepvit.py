@@ -125,9 +125,7 @@ class ReAttention(BaseModule):
             tuple: The mixed maps (B, h, N, N), and the shift (h, 1, 1) which is still to be added to them.
         """
         norm = self.var_norm
-        if (
-            type(norm) is not nn.BatchNorm2d
-        ):  # converted, say to one that is synchronised over devices
+        if type(norm) is not nn.BatchNorm2d:  # synchronised, or fused with the convolution
             return self.reatten_scale * norm(self.reatten_matrix(attn)), 0.0
         theta, beta = self.reatten_matrix.weight.flatten(1), self.reatten_matrix.bias
         flat = attn.flatten(2)  # (B, h, N * N)

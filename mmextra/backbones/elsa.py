@@ -91,7 +91,7 @@ def elsa_op(
     kernel_size: int = 5,
     dilation: int = 1,
 ) -> Tensor:
-    r"""Aggregate neighbours with attention weights and static filters (equation of the ghost head).
+    r"""Aggregate neighbours with attention weights and static filters.
 
     .. math:: y_c(p) = \sum_t (m_c(t)^\lambda a_{g(c)}(p, t) + \gamma g_c(t)) \, v_c(p + o_t)
 
@@ -152,7 +152,7 @@ def depthwise(v: Tensor, filters: Tensor, dilation: int) -> Tensor:
 
 @MODELS.register_module()
 class ELSA(BaseModule):
-    r"""Enhanced local self-attention (section 3).
+    r"""Enhanced local self-attention.
 
     A 1x1 convolution makes queries, keys and values. The Hadamard product :math:`u = \alpha q \odot k` goes through a
     grouped K x K convolution, GELU and a 1x1 convolution, which gives each head K x K logits for each pixel. Their
@@ -336,7 +336,7 @@ class ELSABlock(BaseModule):
 
 @MODELS.register_module()
 class ELSASwin(SwinBackbone):
-    """Swin transformer with ELSA in all stages but the last (section 4).
+    """Swin transformer with ELSA in all stages but the last.
 
     Args:
         arch (str | dict): ``'tiny'``, ``'small'``, ``'base'``, or a dict with ``embed_dims`` (int), ``depths`` and
@@ -352,6 +352,7 @@ class ELSASwin(SwinBackbone):
         gamma (float): Weight of the summands in the ghost head. Defaults to 1.
         mlp_ratio (float): Hidden channels of the MLPs over those of the tokens. Defaults to 4.
         qkv_bias (bool): Whether queries, keys and values have a bias. Defaults to True.
+        drop_rate (float): Dropout of the embedding and the MLPs. Defaults to 0.
         drop_path_rate (float): Stochastic depth of the last block, rising linearly from 0. Defaults to 0.1.
         out_indices (Sequence[int]): Stages whose normalised output is returned. Defaults to (3, ).
         with_cp (bool): Recompute blocks in the backward pass to save memory. Defaults to False.
@@ -359,7 +360,7 @@ class ELSASwin(SwinBackbone):
             shift them, as the authors' detectors; or never shift, and refuse smaller ones, as the classifiers. Defaults
             to None: True if several stages are returned.
         init_cfg (dict | list[dict], optional): Defaults to truncated normal (0.02) linear layers.
-        **kwargs: ``drop_rate``, ``frozen_stages`` and ``norm_eval`` of the host's class.
+        **kwargs: ``frozen_stages`` and ``norm_eval`` of the host's class.
 
     Raises:
         ValueError: If ``arch`` is none of the above.
@@ -380,6 +381,7 @@ class ELSASwin(SwinBackbone):
         gamma: float = 1,
         mlp_ratio: float = 4.0,
         qkv_bias: bool = True,
+        drop_rate: float = 0.0,
         drop_path_rate: float = 0.1,
         out_indices: Sequence[int] = (3,),
         with_cp: bool = False,
@@ -389,23 +391,28 @@ class ELSASwin(SwinBackbone):
     ) -> None:
         settings = self.settings_of(arch)
         stages = len(settings['depths'])
-        last = dict(block_cfgs=dict(ffn_ratio=mlp_ratio, attn_cfgs=dict(qkv_bias=qkv_bias)))
+        last = dict(
+            ffn_ratio=mlp_ratio,
+            attn_cfgs=dict(qkv_bias=qkv_bias),
+            ffn_cfgs=dict(ffn_drop=drop_rate),
+        )
         super().__init__(
             settings,
             img_size,
             patch_size,
             in_channels,
             window_size,
-            drop_path_rate=drop_path_rate,
+            drop_rate,
+            drop_path_rate,
             out_indices=out_indices,
             with_cp=with_cp,
             pad_small_map=len(out_indices) > 1 if pad_small_map is None else pad_small_map,
-            stage_cfgs=[dict(depth=0, drop_paths=[])] * (stages - 1) + [last],  # filled below
+            stage_cfgs=[*[dict(depth=0, drop_paths=[])] * (stages - 1), dict(block_cfgs=last)],
             init_cfg=init_cfg,
             **kwargs,
         )
         if group_width is None:
-            group_width = 4 if arch in ('t', 'tiny') else 8
+            group_width = 4 if isinstance(arch, str) and arch.lower() in ('t', 'tiny') else 8
         rates = iter(np.linspace(0, drop_path_rate, sum(self.depths)).tolist())
         for i, stage in enumerate(self.stages[:-1]):
             stage.blocks = ModuleList(
@@ -418,6 +425,7 @@ class ELSASwin(SwinBackbone):
                     gamma,
                     qkv_bias,
                     mlp_ratio=mlp_ratio,
+                    drop_rate=drop_rate,
                     drop_path_rate=next(rates),
                     with_cp=with_cp,
                 )
@@ -427,7 +435,7 @@ class ELSASwin(SwinBackbone):
 
 @MODELS.register_module()
 class ELSAVOLO(VOLO):
-    """VOLO whose outlook attention is replaced by :class:`ELSA` (section 4).
+    """VOLO whose outlook attention is replaced by :class:`ELSA`.
 
     No code was released. Here ELSA has its defaults (neighbourhoods of 5x5, groups of 8, both ghost filters) and no
     scale; all else is VOLO's.

@@ -82,7 +82,9 @@ class ConvStem(PatchEmbed):
         height, width = x.shape[-2:]
         x = F.pad(x, (0, -width % self.patch_size, 0, -height % self.patch_size))
         # The large maps convolve faster with the channels last, and the tokens come out contiguous.
-        x = self.stem(x.contiguous(memory_format=torch.channels_last))  # (B, widths[-1], H/2, W/2)
+        x = x.contiguous(memory_format=torch.channels_last)
+        for layer in self.stem:
+            x = layer.activate(conv_norm(x, layer.conv, layer.norm))  # (B, width, H/2, W/2)
         return super().forward(x)
 
 
@@ -336,6 +338,15 @@ def norm_affine(
     var = norm.running_var if var is None else var
     gain = norm.weight * (var + norm.eps).rsqrt()
     return gain, norm.bias - gain * mean
+
+
+def conv_norm(x: Tensor, conv: nn.Conv2d, norm: nn.Module) -> Tensor:
+    """Convolution without bias and norm: one convolution, where that is a batch norm in eval mode."""
+    if norm.training or not isinstance(norm, nn.BatchNorm2d):
+        return norm(conv(x))
+    gain, shift = norm_affine(norm)
+    weight = conv.weight * gain[:, None, None, None]
+    return F.conv2d(x, weight, shift, conv.stride, conv.padding, conv.dilation, conv.groups)
 
 
 def mixed_statistics(

@@ -20,6 +20,7 @@ from mmextra.backbones.plain_vit import (
     STEM_KEYS,
     PlainViT,
     ScaledResidualBlock,
+    conv_norm,
     deit_keys,
     mixed_statistics,
     norm_affine,
@@ -70,13 +71,13 @@ class DistributedLocalAttention(BaseModule):
         hidden = attn
         if self.expand_ratio != 1:
             hidden = F.relu6(self._expand(attn), inplace=True)  # (B, e * h, N, N)
-        hidden = F.relu6(self._convolve(hidden), inplace=True)
+        hidden = F.relu6(conv_norm(hidden, self.depth_sep_conv, self.bn2), inplace=True)
         return self._project(hidden, attn)
 
     def _expand(self, attn: Tensor) -> Tensor:
         """First convolution and norm, as one matrix product. The channels come out last in memory."""
         conv, norm = self.conv_exp, self.bn1
-        if type(norm) is not nn.BatchNorm2d:  # converted, say to one that is synchronised
+        if type(norm) is not nn.BatchNorm2d:  # synchronised, or fused with the convolution
             return norm(conv(attn))
         flat, weight = attn.flatten(2), conv.weight.flatten(1)  # (B, h, N * N), (e * h, h)
         gain, shift = norm_affine(
@@ -86,19 +87,12 @@ class DistributedLocalAttention(BaseModule):
         hidden = torch.baddbmm(shift.to(attn.dtype), flat.mT, weight.to(attn.dtype))
         return hidden.unflatten(1, attn.shape[2:]).permute(0, 3, 1, 2)
 
-    def _convolve(self, hidden: Tensor) -> Tensor:
-        """Depth-wise convolution and norm."""
-        conv, norm = self.depth_sep_conv, self.bn2
-        if norm.training:
-            return norm(conv(hidden))
-        gain, shift = norm_affine(norm)
-        weight = conv.weight * gain[:, None, None, None]
-        return F.conv2d(hidden, weight, shift, padding='same', groups=conv.groups)
-
     def _project(self, hidden: Tensor, attn: Tensor) -> Tensor:
         """Last convolution and norm, and the shortcut. The heads come out first in memory, as in ``attn``."""
-        norm = self.bn3
-        flat, weight = hidden.flatten(2), self.conv_pro.weight.flatten(1)
+        conv, norm = self.conv_pro, self.bn3
+        if type(norm) is not nn.BatchNorm2d:
+            return norm(conv(hidden)) + attn
+        flat, weight = hidden.flatten(2), conv.weight.flatten(1)
         if norm.training:
             projected = torch.bmm(weight.expand(len(attn), -1, -1), flat)
             return norm(projected.view_as(attn)) + attn

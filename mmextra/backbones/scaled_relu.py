@@ -58,7 +58,7 @@ class IBN(nn.Module):
 
 @MODELS.register_module()
 class ScaledReLUConvStem(nn.Module):
-    """Convolutional stem with scaled ReLUs, in the place of a patchify convolution (section 3).
+    """Convolutional stem with scaled ReLUs, in the place of a patchify convolution.
 
     Its first seven arguments are those of a convolution, so that stock backbones build it by name. The tokens are
     those of the patchify convolution: H/P x W/P for a patch size P. The projection has neither norm nor activation.
@@ -277,7 +277,7 @@ class ScaledReLUPatchEmbed(PatchEmbed):
 
 @HOOKS.register_module()
 class StemDiversityHook(Hook):
-    """Log how alike the patch tokens are after the stem, and how often the loss is not finite (section 4).
+    """Log how alike the patch tokens are after the stem, and how often the loss is not finite.
 
     Writes ``stem_similarity``, the mean cosine similarity between two different tokens of an image, and
     ``nonfinite_loss``, the fraction of the iterations since the last entry with a loss that was not finite.

@@ -19,13 +19,17 @@ from torch.utils.checkpoint import checkpoint
 
 from mmextra.backbones.token_labeling import LVViTBlock, MixToken
 from mmextra.backbones.token_labeling.head import NO_BOX, Box
-from mmextra.backbones.token_labeling.lvvit import conv_bn_relu, mlp, official_layout
+from mmextra.backbones.token_labeling.lvvit import conv_bn_relu, mlp
+from mmextra.backbones.token_labeling.lvvit import official_layout as token_labeling_layout
 from mmextra.engine.checkpoint import StateDict, is_checkpoint_init, register_layout
 from mmextra.ops.windows import gather_windows, num_windows, scatter_windows
 from mmextra.registry import MODELS
 
-# Both papers share their authors and the layout: flat keys, `head` and `aux_head`.
-register_layout('volo')(official_layout)
+
+@register_layout('volo')
+def official_layout(state: StateDict) -> StateDict:
+    """Map the authors' keys as those of LV-ViT, whose authors they are."""
+    return token_labeling_layout(state)
 
 
 class OutlookAttention(nn.Module):

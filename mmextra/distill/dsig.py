@@ -289,22 +289,21 @@ class InstanceGraphDistillHook(DistillHook):
     def check(self, student: nn.Module, teacher: nn.Module) -> None:
         """Both detectors must have equal pyramids and, as far as they are used, equal heads."""
         two_stage = isinstance(student, TwoStageDetector)
-        if not two_stage and not (
-            isinstance(student, SingleStageDetector)
-            and hasattr(student.bbox_head, 'predict_by_feat')
-        ):
+        if not two_stage and not _can_predict(student):
             raise ValueError(
                 f'{type(self).__name__} needs a TwoStageDetector, or a SingleStageDetector whose head '
-                f'has predict_by_feat; the student is {type(student).__name__}'
+                f'has predict_by_feat with a cfg; the student is {type(student).__name__}'
             )
         maps = blank_features(student)
         check_pyramids(maps, blank_features(teacher, side='teacher'))
-        if not two_stage:
-            self.extractor = _dense_extractor(maps)
-            if self.distills_logits:
-                self._check_one_stage(student, teacher, maps)
-        elif self.graph.enabled or self.distills_logits:
-            self._check_two_stage(student, teacher)
+        if two_stage:
+            if self.graph.enabled or self.distills_logits:
+                self._check_two_stage(student, teacher)
+            return
+        if self.graph.enabled:
+            self.extractor = dense_extractor(maps, BLANK_SIZE)
+        if self.distills_logits:
+            self._check_one_stage(student, teacher, maps)
 
     def _check_two_stage(self, student: nn.Module, teacher: nn.Module) -> None:
         facts = []
@@ -499,6 +498,16 @@ def _first(part: nn.Module) -> nn.Module:
     return part[0] if isinstance(part, nn.ModuleList) else part
 
 
+def _can_predict(model: nn.Module) -> bool:
+    """Whether a one-stage detector finds boxes with settings that are given to it."""
+    predict = getattr(getattr(model, 'bbox_head', None), 'predict_by_feat', None)
+    return (
+        isinstance(model, SingleStageDetector)
+        and predict is not None
+        and 'cfg' in signature(predict).parameters
+    )
+
+
 def _labels_anchors(model: nn.Module) -> bool:
     """Whether a detector has a dense head whose targets can be read."""
     head = getattr(model, 'bbox_head', None)
@@ -519,13 +528,29 @@ def _rows(maps: Sequence[Tensor], channels: int) -> Tensor:
     return torch.cat([m.permute(0, 2, 3, 1).reshape(-1, channels) for m in map(precise, maps)])
 
 
-def _dense_extractor(maps: Sequence[Tensor]) -> SingleRoIExtractor:
-    """Pools 7x7 from every level of a dense detector: a side below 28 strides of the finest level
-    goes there, and so on by powers of two."""
-    strides = pyramid_strides(BLANK_SIZE, maps)
+def dense_extractor(maps: Sequence[Tensor], image_size: Sequence[int]) -> SingleRoIExtractor:
+    """Pools 7x7 from every level of a dense detector.
+
+    Boxes with a side below 28 strides of the finest level (224 pixels for stride 8) are pooled
+    there, those below twice that from the next level, and so on.
+
+    Args:
+        maps (Sequence[Tensor]): Feature maps (B, D, H, W), finest first.
+        image_size (Sequence[int]): Height and width of the image that they are of.
+
+    Raises:
+        ValueError: If the levels are not a pyramid of one width, finest first.
+    """
+    widths, sizes = [m.shape[1] for m in maps], [tuple(m.shape[-2:]) for m in maps]
+    if len(set(widths)) > 1 or sizes != sorted(sizes, reverse=True):
+        raise ValueError(
+            'the graph of a one-stage student needs a pyramid of one width, finest level first; its '
+            f'levels have {widths} channels and {sizes} cells. Use an FPN, or set node_fg=None and edge=None.'
+        )
+    strides = pyramid_strides(image_size, maps)
     return SingleRoIExtractor(
         roi_layer=dict(type='RoIAlign', output_size=7, sampling_ratio=0),
-        out_channels=maps[0].shape[1],
+        out_channels=widths[0],
         featmap_strides=strides,
         finest_scale=14 * strides[0],
     )

@@ -363,6 +363,11 @@ class HGKD(BaseSelfSupervisor):
         self.head = TokenDistillHead(masked_weight, visible_weight, **token_head)
         self.pixel_weight = pixel_weight
         if pixel_weight:
+            if decoder.get('width', 512) % downsample_ratio:
+                raise ValueError(
+                    f'decoder.width is halved down to single pixels: make it a multiple of '
+                    f'{downsample_ratio}, or set pixel_weight=0; got {decoder["width"]}'
+                )
             self.pixel_decoder = PRETRAIN_MODELS.build(
                 dict(
                     type='SparKLightDecoder',
@@ -517,7 +522,7 @@ class HGKD(BaseSelfSupervisor):
         x = vit.patch_embed(inputs)[0] + vit.pos_embed[:, 1:]  # (B, N, D)
         visible = spread(active, side // self.feature_map_size).flatten(1)
         count = self.len_keep * (side // self.feature_map_size) ** 2
-        kept = visible.int().argsort(1, descending=True, stable=True)[:, :count]
+        kept = visible.int().argsort(dim=1, descending=True, stable=True)[:, :count]
         kept = kept.unsqueeze(-1).expand(-1, -1, x.shape[-1])
         cls_token = (vit.cls_token + vit.pos_embed[:, :1]).expand(len(x), -1, -1)
         y = torch.cat([cls_token, x.gather(1, kept)], 1)

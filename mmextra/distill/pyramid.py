@@ -63,21 +63,20 @@ def blank_features(
 
 
 def pyramid_strides(image_size: Sequence[int], maps: Sequence[Tensor]) -> List[int]:
-    """Strides in pixels, finest level first, from the sizes alone.
+    """Strides in pixels, from the sizes alone.
 
-    Coarse levels round their size up, so each stride is taken from the level before it.
+    Coarse levels round their size up, so each stride is taken from the next finer level.
 
     Args:
         image_size (Sequence[int]): Height and width of the network's input.
-        maps (Sequence[Tensor]): Feature maps (B, D, H, W).
+        maps (Sequence[Tensor]): Feature maps (B, D, H, W) in any order.
     """
-    strides, before, stride = [], image_size, 1
-    for level in maps:
-        size = level.shape[-2:]
+    sizes = [tuple(level.shape[-2:]) for level in maps]
+    strides, before, stride = {}, tuple(image_size), 1
+    for size in sorted(set(sizes), reverse=True):
         stride *= round(max(before[0] / size[0], before[1] / size[1]))
-        strides.append(stride)
-        before = size
-    return strides
+        strides[size], before = stride, size
+    return [strides[size] for size in sizes]
 
 
 def check_pyramids(

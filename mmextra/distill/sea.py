@@ -59,7 +59,7 @@ def pixel_labels(
             the network's input.
         gt_labels (Sequence[Tensor]): Categories of each image, (G, ).
         sizes (Sequence[tuple]): Height and width of each level in cells.
-        strides (Sequence[int]): Stride of each level in pixels, finest first.
+        strides (Sequence[int]): Stride of each level in pixels.
         img_shapes (Sequence[tuple]): Height and width of each image without its padding.
         ignored_bboxes (Sequence[Tensor], optional): Boxes of each image, (I, 4), whose pixels
             belong to nothing. Defaults to None.
@@ -96,8 +96,9 @@ def pixel_labels(
 def _levels_by_size(boxes: Tensor, strides: Sequence[int]) -> Tensor:
     """Index of the level of each box, (G, )."""
     side = (boxes[:, 2:] - boxes[:, :2]).clamp(min=0).prod(1).sqrt()
-    level = torch.floor(4 + torch.log2(side / 224)) - math.log2(strides[0])
-    return level.clamp(0, len(strides) - 1).long()
+    own = torch.tensor([math.log2(s) for s in strides], device=boxes.device)
+    level = torch.floor(4 + torch.log2(side / 224)).clamp(own.min(), own.max())
+    return (level[:, None] - own).abs().argmin(1)
 
 
 def _inside_boxes(boxes: Tensor, y: Tensor, x: Tensor) -> Tensor:

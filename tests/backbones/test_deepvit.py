@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from mmcv.cnn import fuse_conv_bn
 from tiny_classifiers import classification_runner
 from tiny_classifiers import classifier as tiny_classifier
 from torch import nn
@@ -467,6 +468,19 @@ def test_maps_are_kept_in_training_only():
     model.train()(torch.randn(2, 3, 32, 32))
     assert [tuple(m.shape) for m in model.attn_maps] == [(2, 4, 17, 17)] * 2
     assert not torch.allclose(model.attn_maps[1].sum(-1), torch.ones(()))  # after the transform
+
+
+def test_norms_can_be_fused_for_inference():
+    model = DeepViT(ARCH, 32, 8)
+    for norm in model.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.running_mean.normal_(std=0.2)
+            norm.running_var.uniform_(0.5, 1.5)
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        expected = model.eval()(x)[-1]
+        fused = fuse_conv_bn(model)
+        torch.testing.assert_close(fused(x)[-1], expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from mmengine.config import Config
 
 from mmextra.backbones.drawn_images import DrawnImages, pattern
 from mmextra.registry import DATASETS
@@ -83,6 +84,35 @@ def test_patterns():
     assert (rows == rows[:, :1]).all() and (rows[:4, 0] == [-1, -1, 1, 1]).all()
     assert (columns == rows.T).all() and (checks == rows * columns).all()
     assert dots.mean() == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    'config',
+    [
+        'dsnet/dsnet-nano_1xb64-15e_quadrants_demo.py',
+        'spsa/spsa-mobilevit-nano_1xb64-15e_same-colour_demo.py',
+        'irregular_patch_vit/irregular-patch-vit-nano_1xb64-15e_shape-pattern_demo.py',
+    ],
+)
+def test_demonstrations_train_and_evaluate(config, tmp_path):
+    from training import ROOT, train
+
+    cfg = Config.fromfile(ROOT / 'configs' / config)
+    for loader in (cfg.train_dataloader, cfg.val_dataloader):
+        loader.update(num_workers=0, persistent_workers=False, batch_size=4)
+        loader.dataset.num_images = 8
+    cfg.merge_from_dict(
+        dict(
+            test_dataloader=cfg.val_dataloader,
+            train_cfg=dict(max_epochs=2, val_interval=2),
+            default_hooks=dict(checkpoint=None),
+            work_dir=str(tmp_path),
+            log_level='WARNING',
+        )
+    )
+    runner = train(cfg)
+    assert runner.iter == 4
+    assert 0 <= runner.message_hub.get_scalar('val/accuracy/top1').current() <= 100
 
 
 @pytest.mark.parametrize(

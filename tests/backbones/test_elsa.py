@@ -440,6 +440,10 @@ def test_kinds_of_blocks():
     drops = [stage.blocks[0].drop_path.drop_prob for stage in rates.stages[:3]]
     assert drops == pytest.approx([0, 0.1, 0.2])
     assert rates.stages[3].blocks[1].attn.drop.drop_prob == pytest.approx(0.4)
+    dropped = ELSASwin(**TINY['ELSASwin'], drop_rate=0.3)
+    rates = [m.p for m in dropped.modules() if type(m) is nn.Dropout and m.p]
+    assert rates == [0.3] * 11  # the embedding, twice in each of five MLPs
+    assert not any(type(m) is nn.Dropout for m in dropped.stages[0].blocks[0].attn.modules())
 
 
 def test_small_maps_of_the_last_stage():

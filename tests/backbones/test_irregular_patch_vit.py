@@ -111,6 +111,20 @@ def test_tokens_of_an_image(size, grids):
     assert sum(a * b for a, b in embedding().grids((192, 256))) == 61
 
 
+@pytest.mark.golden('irregular_patch_vit', 'regression*')
+def test_nothing_changes_unnoticed(case):
+    """The file is our own: the authors published no code."""
+    options = case.meta['kwargs']
+    fused = case.load(IrregularPatchViT(**options)).eval()
+    maps = IrregularPatchViT(**options, out_type='featmap', out_indices=range(5)).eval()
+    maps.load_state_dict(case.state, strict=False)
+    x = (case.inputs['x_int8'].float() / 4).requires_grad_()
+    out = fused(x)[0]
+    (out * case.inputs['w']).sum().backward()
+    outs = {f'map{i}': m for i, m in enumerate(maps(x.detach()))}
+    case.check(dict(fused=out, **outs), dict(x=x.grad[:, :, ::4, ::4]))
+
+
 # --- patches --------------------------------------------------------------------------------------------------------
 
 

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from mmcv.cnn import fuse_conv_bn
 from tiny_classifiers import classification_runner
 from tiny_classifiers import classifier as tiny_classifier
 from torch import nn
@@ -368,6 +369,19 @@ def test_mixed_tokens(monkeypatch):
     unmixed = model.patch_embed.train()(x)[0].unflatten(1, (4, 4))
     torch.testing.assert_close(tokens[0, 1:3, :2], unmixed[1, 1:3, :2])
     torch.testing.assert_close(tokens[0, 1:3, 2:], unmixed[0, 1:3, 2:])
+
+
+def test_norms_can_be_fused_for_inference():
+    model = backbone(apply_transform=True)
+    for norm in model.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.running_mean.normal_(std=0.2)
+            norm.running_var.uniform_(0.5, 1.5)
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        expected = model.eval()(x)[-1]
+        fused = fuse_conv_bn(model)
+        torch.testing.assert_close(fused(x)[-1], expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -576,6 +576,13 @@ def test_output_types():
     assert len(list(mean.parameters())) == len(list(maps.parameters()))
 
 
+def test_dropout_reaches_all_layers():
+    layers = STViT(**TINY['STViT'], drop_rate=0.2, drop_path_rate=0.3).layers
+    assert [layer.attn.proj_drop.p for layer in layers] == [0.2] * 4
+    rates = [layer.attn.out_drop.drop_prob for layer in layers]
+    assert rates == pytest.approx([0, 0.1, 0.2, 0.3])
+
+
 def test_pooling_against_loops():
     x, size = torch.randn(2, 30, 8), (5, 6)
     grid = x.view(2, *size, 8)

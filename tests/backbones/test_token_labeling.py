@@ -846,6 +846,15 @@ def test_transformer_annotators():
     assert scores.shape == (2, 7, 4, 4) and model.backbone.out_type == 'cls_token'
     model.backbone.out_type = 'raw'  # tokens with the class token in front
     torch.testing.assert_close(dense_scores(model, x), scores)
+    model = annotator(
+        type='VisionTransformer', arch=arch, img_size=32, patch_size=8, out_type='avg_featmap'
+    )
+    torch.nn.init.normal_(model.backbone.ln2.weight)
+    seen = []
+    model.backbone.ln1.register_forward_hook(lambda m, inputs, out: seen.append(out))
+    scores = dense_scores(model, x)
+    expected = model.head.layers(model.backbone.ln2(seen[0][:, 1:]))
+    torch.testing.assert_close(scores.flatten(2).mT, expected)
     model = classifier().eval()
     with torch.no_grad():
         _, aux_score, _ = model.head.scores(model.backbone(x))
@@ -949,6 +958,11 @@ def test_block_kinds_follow_the_formula():
             mlp, z = block.mlp, block.norm2(gain * expected)
             expected = expected + mlp.fc2(F.gelu(mlp.fc1(z))) / lam
         torch.testing.assert_close(block(x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_unknown_block_kind():
+    with pytest.raises(ValueError, match='kind'):
+        LVViTBlock(24, 4, kind='conv')
 
 
 def test_stochastic_depth_grows_linearly():

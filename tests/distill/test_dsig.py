@@ -29,6 +29,7 @@ from mmextra.distill.dsig import (
     InstanceGraphLoss,
     background_entropy,
     class_box_l1,
+    dense_extractor,
     edge_matrix,
     mean_kl,
 )
@@ -496,6 +497,15 @@ def test_detectors_that_do_not_fit_are_refused():
     refused(faster, rpn_teacher, 'needs a standard or cascade RoI head; the teacher')
 
 
+def test_only_pyramids_of_one_width_are_pooled():
+    maps = [torch.zeros(1, 8, n, n) for n in (8, 4, 2)]
+    assert list(dense_extractor(maps, (64, 64)).featmap_strides) == [8, 16, 32]
+    match = r'one width, finest level first; its levels have .*\n*.*Use an FPN, or set node_fg=None'
+    for bad in (maps[::-1], [maps[0], torch.zeros(1, 16, 4, 4)]):
+        with pytest.raises(ValueError, match=match):
+            dense_extractor(bad, (64, 64))
+
+
 def test_other_students_are_refused():
     class Segmentor(nn.Module):
         def __init__(self):
@@ -528,6 +538,7 @@ def test_pyramids_are_measured_without_a_trace():
         for size in ((240, 320), (96, 128), (750, 1333)):
             maps = build_detector(tiny_detector('retinanet')).extract_feat(torch.zeros(1, 3, *size))
             assert pyramid_strides(size, maps) == [8, 16, 32, 64, 128]
+            assert pyramid_strides(size, maps[::-1]) == [128, 64, 32, 16, 8]
 
 
 # The hook on the stock runner.

@@ -136,8 +136,8 @@ def test_maps_are_zero_where_masked(backbone):
 def test_with_all_cells_visible_it_is_the_dense_network():
     model = build(mask_ratio=0.0)
     dense = ResNet(18, stem_channels=4, base_channels=4, out_indices=(0, 1, 2, 3))
-    dense.load_state_dict(model.backbone.state_dict())
     for mode in (True, False):
+        dense.load_state_dict(model.backbone.state_dict())
         model.train(mode), dense.train(mode)
         maps, _ = predict(model, images(), torch.ones(2, 1, 2, 2).bool())
         for a, b, c in zip(maps, dense(images()), model(images(), mode='tensor')):
@@ -444,7 +444,7 @@ def test_visible_loss_reaches_the_mask_tokens():
 
 
 def test_pixels_beside_tokens():
-    model = build(pixel_weight=0.5).train()
+    model = build(pixel_weight=0.5, decoder=dict(DECODER, width=32)).train()
     losses = model.loss(images())
     assert set(losses) == {'loss_masked', 'loss_visible', 'loss_pixel'}
     sum(losses.values()).backward()
@@ -499,6 +499,7 @@ def test_one_visible_cell_in_the_batch():
             'multiple of the 2 cells of the mask',
         ),
         (dict(decoder=dict(DECODER, width=20)), 'width must be a multiple of 8'),
+        (dict(pixel_weight=1.0), 'make it a multiple of 32, or set pixel_weight=0; got 16'),
         (dict(backbone=sparse_resnet(with_cp=True)), 'set backbone.with_cp=False'),
         (dict(teacher=dict(type='ResNet', depth=18)), 'must be a VisionTransformer'),
         (dict(backbone=dict(type='MobileNetV2')), 'needs a sparse encoder'),

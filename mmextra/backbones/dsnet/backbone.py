@@ -88,7 +88,7 @@ class DSBlock(BaseModule):
             )
         self.num_heads = num_heads
         self.reduction = reduction
-        self.scale = qk_scale or (dims // num_heads) ** -0.5
+        self.scale = qk_scale or (dims / num_heads) ** -0.5
         self.attn_drop_rate = attn_drop_rate
         self.streams = streams
 

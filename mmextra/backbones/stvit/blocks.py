@@ -17,6 +17,7 @@ from mmextra.registry import MODELS
 Size = Tuple[int, int]
 PadMask = Union[str, bool]
 MASKED = -1000.0  # added to the logits of padding
+LAYER_SCALE = 1e-5  # initial value
 
 
 class SemanticAttention(BaseModule):
@@ -29,30 +30,19 @@ class SemanticAttention(BaseModule):
         embed_dims (int): Channels C.
         num_heads (int): Heads.
         qkv_bias (bool): Whether queries, keys and values have a bias. Defaults to True.
-        attn_drop (float): Dropout of the attention weights. Defaults to 0.
-        proj_drop (float): Dropout of the output. Defaults to 0.
 
     Raises:
         ValueError: If ``embed_dims`` is no multiple of ``num_heads``.
     """
 
-    def __init__(
-        self,
-        embed_dims: int,
-        num_heads: int,
-        qkv_bias: bool = True,
-        attn_drop: float = 0.0,
-        proj_drop: float = 0.0,
-    ) -> None:
+    def __init__(self, embed_dims: int, num_heads: int, qkv_bias: bool = True) -> None:
         super().__init__()
         if embed_dims % num_heads:
             raise ValueError(f'embed_dims={embed_dims} is no multiple of num_heads={num_heads}')
         self.num_heads = num_heads
         self.q = nn.Linear(embed_dims, embed_dims, bias=qkv_bias)
         self.kv = nn.Linear(embed_dims, 2 * embed_dims, bias=qkv_bias)
-        self.attn_drop = attn_drop
         self.proj = nn.Linear(embed_dims, embed_dims)
-        self.proj_drop = nn.Dropout(proj_drop)
 
     def forward(self, query: Tensor, kv: Tensor, mask: Optional[Tensor] = None) -> Tensor:
         """Attend.
@@ -67,9 +57,8 @@ class SemanticAttention(BaseModule):
         """
         q = self.q(query).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
         k, v = kv.unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        dropout = self.attn_drop if self.training else 0.0
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
-        return self.proj_drop(self.proj(x.transpose(1, 2).flatten(2)))
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return self.proj(x.transpose(1, 2).flatten(2))
 
 
 @MODELS.register_module()
@@ -80,7 +69,7 @@ class SemanticBlock(BaseModule):
         y = x + \gamma_1 \mathrm{Attn}(\mathrm{LN}_1 x, \mathrm{LN}_1 c), \qquad
         z = y + \gamma_2 \mathrm{FFN}(\mathrm{LN}_2 y)
 
-    One norm serves queries x and context c.
+    One norm serves queries x and context c. The gammas start at 1e-5.
 
     Args:
         embed_dims (int): Channels C.
@@ -88,10 +77,7 @@ class SemanticBlock(BaseModule):
         window_size (int, optional): Side of the windows of :meth:`forward` with ``hw_shape``. Defaults to None.
         mlp_ratio (float): Hidden channels of the FFN over C. Defaults to 4.
         qkv_bias (bool): Whether queries, keys and values have a bias. Defaults to True.
-        drop_rate (float): Dropout of the projection and the FFN. Defaults to 0.
-        attn_drop_rate (float): Dropout of the attention weights. Defaults to 0.
         drop_path_rate (float): Stochastic depth of either branch. Defaults to 0.
-        layer_scale_init_value (float): Initial value of the gammas, positive. Defaults to 1e-5.
         init_cfg (dict, optional): Defaults to None.
 
     Raises:
@@ -105,26 +91,22 @@ class SemanticBlock(BaseModule):
         window_size: Optional[int] = None,
         mlp_ratio: float = 4.0,
         qkv_bias: bool = True,
-        drop_rate: float = 0.0,
-        attn_drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
-        layer_scale_init_value: float = 1e-5,
         init_cfg: Optional[dict] = None,
     ) -> None:
         super().__init__(init_cfg)
         self.window_size = window_size
         self.norm1 = nn.LayerNorm(embed_dims)
-        self.attn = SemanticAttention(embed_dims, num_heads, qkv_bias, attn_drop_rate, drop_rate)
-        self.gamma1 = LayerScale(embed_dims, scale=layer_scale_init_value)
+        self.attn = SemanticAttention(embed_dims, num_heads, qkv_bias)
+        self.gamma1 = LayerScale(embed_dims, scale=LAYER_SCALE)
         self.drop_path = DropPath(drop_path_rate)
         self.norm2 = nn.LayerNorm(embed_dims)
         self.ffn = FFN(
             embed_dims,
             int(embed_dims * mlp_ratio),
             act_cfg=dict(type='GELU'),
-            ffn_drop=drop_rate,
             dropout_layer=dict(type='DropPath', drop_prob=drop_path_rate),
-            layer_scale_init_value=layer_scale_init_value,
+            layer_scale_init_value=LAYER_SCALE,
         )
 
     def forward(

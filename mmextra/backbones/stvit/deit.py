@@ -18,7 +18,7 @@ from .blocks import Size
 
 @MODELS.register_module()
 class SemanticPooling(BaseModule):
-    """Pool a map of image tokens to the first cluster centres (section 3.2).
+    """Pool a map of image tokens to the first cluster centres.
 
     The map is cut into n x n regions, which overlap where n does not divide its size.
 
@@ -84,7 +84,7 @@ class SemanticEncoderLayer(TransformerEncoderLayer):
 
 @MODELS.register_module()
 class STViT(PlainViT):
-    r"""DeiT whose later layers work on a few semantic tokens (section 3.2).
+    r"""DeiT whose later layers work on a few semantic tokens.
 
     After ``base_layers`` on the image tokens X, the semantic tokens are pooled, P, and ``stgm_layers`` of the semantic
     token generation module find the cluster centres; X is not updated any more:

@@ -68,7 +68,7 @@ def recomputed(block: nn.Module, *args) -> Tensor:
 
 
 class DumbbellUnit(BaseModule):
-    """Six blocks of the third stage: image tokens, semantic tokens, image tokens again (figure 4).
+    """Six blocks of the third stage: image tokens, semantic tokens, image tokens again.
 
     0. a Swin block without shift on image tokens;
     1. a :class:`SemanticAttentionBlock` that pools semantic tokens;
@@ -180,7 +180,7 @@ class DumbbellUnit(BaseModule):
 
 @MODELS.register_module()
 class STViTRSwin(SwinBackbone):
-    """STViT-R on Swin: the third stage works on semantic tokens and recovers its map (section 3.3).
+    """STViT-R on Swin: the third stage works on semantic tokens and recovers its map.
 
     A Swin transformer with a convolutional stem whose third stage is made of :class:`DumbbellUnit` s, six blocks each.
     Its outputs are maps of strides 4, 8, 16 and 32. The parameters of both variants have the same names and shapes.
@@ -372,7 +372,7 @@ class SemanticStage(SwinBlockSequence):
 
 @MODELS.register_module()
 class STViTSwin(SwinBackbone):
-    """STViT on Swin: from within the third stage on, only semantic tokens are left (section 3.2).
+    """STViT on Swin: from within the third stage on, only semantic tokens are left.
 
     The paper does not say how the blocks of the third stage are divided, and no code was released. Here two thirds are
     Swin blocks on image tokens, which agrees with the published cost, 24 % below Swin's; two are

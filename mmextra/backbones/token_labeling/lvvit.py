@@ -157,6 +157,9 @@ class LVViTBlock(nn.Module):
         skip_lam (float): :math:`\lambda`. Defaults to 1.
         kind (str): ``'tr'`` for both branches, ``'mha'`` for attention, ``'ffn'`` for the MLP.
             Defaults to ``'tr'``.
+
+    Raises:
+        ValueError: If ``kind`` is none of these.
     """
 
     def __init__(
@@ -174,6 +177,8 @@ class LVViTBlock(nn.Module):
         kind: str = 'tr',
     ) -> None:
         super().__init__()
+        if kind not in BLOCK_KINDS:
+            raise ValueError(f'kind must be one of {BLOCK_KINDS}, got {kind!r}')
         self.skip_lam = skip_lam
         self.norm_gain = 1.0 if kind == 'tr' else skip_lam
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()

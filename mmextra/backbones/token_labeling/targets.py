@@ -276,6 +276,8 @@ def dense_scores(model: nn.Module, images: Tensor) -> Tensor:
             backbone.out_type = out_type
     if isinstance(features, (list, tuple)):  # [patch_map, cls_token, ...]
         features = features[0]
+    if out_type == 'avg_featmap' and hasattr(backbone, 'ln2'):  # the host's norm after pooling
+        features = backbone.ln2(features.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
     if features.ndim == 3:  # (B, N, C), perhaps with a class token in front
         side = int(features.shape[1] ** 0.5)
         features = features[:, features.shape[1] - side * side :]

@@ -143,21 +143,22 @@ class ReviewKDHook(DistillHook):
         """Whether the loss has a weight."""
         return self.loss_weight != 0
 
-    def _records(self, model: nn.Module, side: str, layers: Tuple[str, ...]) -> Tuple[str, ...]:
-        """The names to record for these layers of one side."""
-        if not self.pre_relu.get(side, False):
-            return layers
-        return tuple(before_last_relu(model, name) for name in layers)
-
     @property
     def teacher_records(self) -> Tuple[str, ...]:
         """The names recorded of the teacher."""
-        return self._records(self.teacher.model, 'teacher', self.teacher_layers)
+        layers, model = self.teacher_layers, self.teacher.model
+        before = self.pre_relu.get('teacher', False)
+        return tuple(before_last_relu(model, name) for name in layers) if before else layers
+
+    def find_records(self, student: nn.Module) -> None:
+        """Settle the names to record of this student, :attr:`student_records`."""
+        layers, before = self.student_layers, self.pre_relu.get('student', False)
+        names = tuple(before_last_relu(student, name) for name in layers) if before else layers
+        self.student_records = names
 
     def before_run(self, runner: Runner) -> None:
         """Find out which modules of the student ``pre_relu`` is about, then begin as every method."""
-        student = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        self.student_records = self._records(student, 'student', self.student_layers)
+        self.find_records(runner.model.module if is_model_wrapper(runner.model) else runner.model)
         super().before_run(runner)
 
     def build_adapters(self, student: nn.Module, teacher: nn.Module) -> nn.Module:
