@@ -3,7 +3,9 @@ _base_ = './refiner-l_token-label_8xb32_in1k.py'
 # Positions are resized bilinearly with aligned corners when the weights of 224 px are loaded:
 # --cfg-options load_from=...
 model = dict(
-    backbone=dict(img_size=448, cos_reg_maps=0),  # the published config of this size has no regulariser
+    backbone=dict(
+        img_size=448, cos_reg_maps=0
+    ),  # the published config of this size has no regulariser
     head=dict(aux_losses=[]),
 )
 data_preprocessor = dict(label_size=28)  # the grid of tokens

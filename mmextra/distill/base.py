@@ -1,8 +1,9 @@
 """Distillation as a hook on a stock student.
 
 A distillation method is a :class:`DistillHook`: it names what it records on either side and
-computes extra losses from it. The student's class, config and checkpoint stay stock. What several methods on one student share
-(one teacher forward, the student's records) is kept in one :class:`_Session` per runner.
+computes extra losses from it. The student's class, config and checkpoint stay stock. What several
+methods on one student share (one teacher forward, the student's records) is kept in one
+:class:`_Session` per runner.
 """
 
 import copy
@@ -519,9 +520,10 @@ class DistillHook(Hook):
     - :meth:`losses`: the extra entries of the loss dict.
 
     The losses are added by a forward hook on the student, which is there only while a training
-    iteration runs: validation, testing, EMA copies and exported models never see it. Adapters are optimised in a parameter
-    group of their own with the settings of the student's first group, averaged over processes, and
-    saved in the checkpoint under ``'mmextra_adapters'``, outside the student's ``state_dict``.
+    iteration runs: validation, testing, EMA copies and exported models never see it. Adapters are
+    optimised in a parameter group of their own with the settings of the student's first group,
+    averaged over processes, and saved in the checkpoint under ``'mmextra_adapters'``, outside the
+    student's ``state_dict``.
 
     Args:
         teacher (dict): ``config`` (``'mmdet::...'``, path or dict), ``checkpoint``, and optionally
