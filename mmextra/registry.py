@@ -15,6 +15,7 @@ from typing import Dict, Optional, Type
 from mmengine import registry as root
 from mmengine.config import utils as config_utils
 from mmengine.registry import DefaultScope, Registry
+from mmengine.utils import is_installed
 
 from mmextra.engine.safe_globals import declare_safe_globals
 
@@ -189,4 +190,7 @@ INFERENCERS = LazyRegistry('INFERENCERS')
 
 # Lets configs say `_base_ = 'mmextra::ld/...'`: mmengine knows only the packages of this table.
 config_utils.MODULE2PACKAGE.setdefault('mmextra', 'mmextra')
+# The fork ships mmseg under another distribution name than that table has; the module's name finds it.
+if not is_installed('mmsegmentation'):
+    config_utils.MODULE2PACKAGE['mmseg'] = 'mmseg'
 declare_safe_globals()

@@ -1,10 +1,9 @@
-"""Drawn image sets for the demonstrations of token labeling, VOLO and Vision Permutator.
+"""Drawn image sets for the demonstrations of token labeling and Vision Permutator.
 
-Every image is drawn when it is asked for, from its own random stream: nothing to download or to
-keep, and the same index and seed give the same image everywhere.
+As ``mmextra.DrawnImages``, every image is drawn when it is asked for, from its own random stream.
 
-Registered here: the datasets ``ShapePairs``, ``TexturedShapes`` and ``CrossedBars``, and the metric
-``FactorAccuracy``.
+Registered here: the datasets ``ShapePairs``, with label maps, and ``CrossedBars``; and the metric
+``FactorAccuracy``, for these and for ``DrawnImages``.
 """
 
 from typing import Dict, List, Optional, Sequence, Tuple
@@ -13,10 +12,10 @@ import numpy as np
 from mmengine.dataset import BaseDataset
 from mmengine.evaluator import BaseMetric
 
+from mmextra.backbones.drawn_images import coordinates, pattern
 from mmextra.registry import DATASETS, METRICS
 
 SHAPES = ('disc', 'square', 'triangle', 'cross', 'ring', 'bar')
-TEXTURES = ('rows', 'columns', 'checks', 'diagonals')
 
 
 def shape_mask(name: str, size: int, centre: Sequence[float], radius: float) -> np.ndarray:
@@ -31,7 +30,7 @@ def shape_mask(name: str, size: int, centre: Sequence[float], radius: float) -> 
     Returns:
         np.ndarray: (size, size), bool.
     """
-    y, x = np.mgrid[:size, :size].astype(np.float32)
+    x, y = coordinates(size)
     y, x = (y - centre[0]) / radius, (x - centre[1]) / radius
     inside = np.maximum(abs(x), abs(y)) <= 0.9
     distance = np.hypot(x, y)
@@ -45,31 +44,19 @@ def shape_mask(name: str, size: int, centre: Sequence[float], radius: float) -> 
     }[name]
 
 
-def texture_map(name: str, size: int, period: int = 4) -> np.ndarray:
-    """A texture of stripes or checks, half its period 0 and half 1: (size, size), bool."""
-    y, x = np.mgrid[:size, :size]
-    half = period // 2
-    return {
-        'rows': y // half % 2 == 0,
-        'columns': x // half % 2 == 0,
-        'checks': (y // half + x // half) % 2 == 0,
-        'diagonals': (x + y) // half % 2 == 0,
-    }[name]
-
-
 class DrawnDataset(BaseDataset):
     """Base of datasets that draw their images.
 
     Args:
         num_images (int): Number of images.
-        img_size (int): Side of the images. Defaults to 64.
+        size (int): Side of the images in pixels. Defaults to 64.
         seed (int): Of the random streams; give another one for validation. Defaults to 0.
         **kwargs: Those of mmengine's ``BaseDataset``, above all ``pipeline``.
     """
 
-    def __init__(self, num_images: int, img_size: int = 64, seed: int = 0, **kwargs) -> None:
+    def __init__(self, num_images: int, size: int = 64, seed: int = 0, **kwargs) -> None:
         self.num_images = num_images
-        self.img_size = img_size
+        self.size = size
         self.seed = seed
         super().__init__(serialize_data=False, **kwargs)
 
@@ -93,7 +80,7 @@ class DrawnDataset(BaseDataset):
     def background(self, rng: np.random.Generator) -> np.ndarray:
         """A grey background with noise, (H, W, 3) float."""
         grey = rng.uniform(60, 140)
-        return grey + rng.normal(0, 20, (self.img_size, self.img_size, 3))
+        return grey + rng.normal(0, 20, (self.size, self.size, 3))
 
 
 @DATASETS.register_module()
@@ -125,7 +112,7 @@ class ShapePairs(DrawnDataset):
 
     def draw(self, rng: np.random.Generator) -> dict:
         """Draw a pair; the radii differ by a third at least."""
-        size = self.img_size
+        size = self.size
         classes = rng.choice(len(self.METAINFO['classes']), 2, replace=False)
         large = size * rng.uniform(0.17, 0.23)
         radii = rng.permutation([large, large * rng.uniform(0.55, 0.75)])
@@ -134,9 +121,9 @@ class ShapePairs(DrawnDataset):
             centre = (size * rng.uniform(0.3, 0.7), size * (column + rng.uniform(-0.02, 0.02)))
             mask = shape_mask(SHAPES[cls // 2], size, centre, radius)
             colour = rng.uniform(0, 255, 3)
-            stripes = texture_map('rows', size, 6) if cls % 2 else np.ones((size, size), bool)
-            image[mask & stripes] = colour
-            image[mask & ~stripes] = 255 - colour
+            image[mask] = colour
+            if cls % 2:
+                image[mask & (pattern('rows', *coordinates(size), period=6) < 0)] = 255 - colour
             cells = mask.reshape(self.label_size, size // self.label_size, self.label_size, -1)
             label[0, k], label[1, k] = self.CONFIDENCE * cells.mean((1, 3)), cls
         info = dict(img=image, gt_label=int(classes[radii.argmax()]))
@@ -146,28 +133,6 @@ class ShapePairs(DrawnDataset):
                 label = label.reshape(2, 2, -1)[..., order].reshape(label.shape)
             info['token_label'] = label.astype(np.float32)
         return info
-
-
-@DATASETS.register_module()
-class TexturedShapes(DrawnDataset):
-    """A coarse shape with a fine texture of four pixels: five shapes times four textures.
-
-    Class ``4 * shape + texture``. Takes the arguments of :class:`DrawnDataset`.
-    """
-
-    METAINFO = dict(classes=tuple(f'{s} of {t}' for s in SHAPES[:5] for t in TEXTURES))
-
-    def draw(self, rng: np.random.Generator) -> dict:
-        """Draw one object."""
-        size, label = self.img_size, int(rng.integers(20))
-        image, colour = self.background(rng), rng.uniform(60, 195, 3)
-        mask = shape_mask(
-            SHAPES[label // 4], size, size * rng.uniform(0.4, 0.6, 2), size * rng.uniform(0.25, 0.4)
-        )
-        shifted = np.roll(texture_map(TEXTURES[label % 4], size), rng.integers(0, 4, 2), (0, 1))
-        signed = np.where(shifted, 1, -1)[..., None]
-        image[mask] = (colour + rng.uniform(25, 55) * signed)[mask]
-        return dict(img=image + rng.normal(0, 8, image.shape), gt_label=label)
 
 
 @DATASETS.register_module()
@@ -182,7 +147,7 @@ class CrossedBars(DrawnDataset):
 
     def draw(self, rng: np.random.Generator) -> dict:
         """Draw both bars over a dozen of grey and green rectangles."""
-        size, label = self.img_size, int(rng.integers(25))
+        size, label = self.size, int(rng.integers(25))
         image = self.background(rng)
         for _ in range(12):
             top, left = rng.integers(0, size, 2)
@@ -192,7 +157,7 @@ class CrossedBars(DrawnDataset):
             image[top : top + height, left : left + width] = colour
         band, thick = size / 5, max(size // 20, 2)
         row, column = divmod(label, 5)
-        for bar, index, channel in ((0, row, 2), (1, column, 0)):  # images are BGR
+        for bar, index, channel in ((0, row, 0), (1, column, 2)):
             start = int(band * index + rng.uniform(0.1, 0.9) * (band - thick))
             first = int(rng.integers(0, size // 2))
             along = slice(first, first + int(rng.integers(size // 3, size // 2)))

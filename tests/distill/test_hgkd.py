@@ -350,7 +350,7 @@ def test_teacher_sees_its_own_pixels_and_size():
         teacher=vit(img_size=128, patch_size=32), teacher_size=128, teacher_preprocessor=bgr
     )
     raw = torch.randint(0, 256, (2, 3, SIDE, SIDE), dtype=torch.uint8)
-    inputs = model.data_preprocessor(dict(inputs=raw))['inputs']
+    inputs = model.data_preprocessor(dict(inputs=raw, data_samples=None))['inputs']
     seen = []
     model.teacher.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     model.teacher_tokens(inputs, ACTIVE)

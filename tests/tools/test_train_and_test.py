@@ -14,6 +14,8 @@ import torch
 from mmengine.config import Config
 from mmengine.visualization import Visualizer
 
+from mmextra.engine.checkpoint import read_checkpoint, state_dict_of
+
 ROOT = Path(__file__).parents[2]
 
 # A linear model on eight numbers, for mmengine alone: no host, no images.
@@ -105,7 +107,7 @@ def run(script, args):
 
 
 def weights(path):
-    return torch.load(path, weights_only=True)['state_dict']
+    return state_dict_of(read_checkpoint(str(path)))
 
 
 def merged(tool, *args):

@@ -1,5 +1,5 @@
 # A transformer of as many parameters on the same stem, with tokens of stride 16 only.
-_base_ = './volo-nano_1xb64-8e_textured-shapes_demo.py'
+_base_ = './volo-nano_1xb64-8e_shapes-patterns_demo.py'
 
 model = dict(
     backbone=dict(
