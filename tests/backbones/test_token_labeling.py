@@ -525,14 +525,14 @@ class MeanOfMaps(BaseModule):
 
 
 def test_head_feeds_further_losses_with_the_attention_maps():
-    losses = [dict(type='_MeanOfMaps'), dict(type='_MeanOfMaps', loss_name='loss_cos')]
+    losses = [dict(type='_MeanOfMaps', loss_name='loss_cos'), *[dict(type='_MeanOfMaps')] * 2]
     head = TokenLabelClsHead(5, 8, aux_losses=losses)
     maps = [torch.full((2, 1, 4, 4), 0.25), torch.full((2, 1, 4, 4), 0.5)]
     dense = [torch.randn(2, 8, 2, 2), torch.randn(2, 8), (0, 0, 0, 0)]
     samples = [DataSample().set_gt_label(1), DataSample().set_gt_label(4)]
     out = head.loss(([*dense, maps],), samples)
-    assert out['loss_aux0'] == out['loss_cos'] == 0.75
-    assert set(out) == {'loss', 'loss_aux0', 'loss_cos'}
+    assert out['loss_cos'] == out['loss_aux'] == out['loss_aux2'] == 0.75
+    assert set(out) == {'loss', 'loss_cos', 'loss_aux', 'loss_aux2'}
     assert head(([*dense, maps],)).shape == (2, 5)
     with pytest.raises(ValueError, match='attention maps'):
         head.loss((dense,), samples)
@@ -560,6 +560,16 @@ def test_training_step(size):
     loss = model(**data, mode='loss')['loss']
     loss.backward()
     assert loss.isfinite() and all(p.grad is not None for p in model.parameters())
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_training_step_in_mixed_precision(dtype):
+    model = classifier().train()
+    data = model.data_preprocessor(batch(2), training=True)
+    with torch.autocast('cpu', dtype=dtype):
+        loss = model(**data, mode='loss')['loss']
+    loss.backward()
+    assert loss.isfinite() and all(p.grad.isfinite().all() for p in model.parameters())
 
 
 def test_loss_of_the_model_is_the_loss_of_its_parts():

@@ -239,7 +239,7 @@ class TokenLabelClsHead(ClsHead):
             all patch tokens is added to the logit of the class token. Defaults to 0.5.
         aux_losses (Sequence[dict]): Further losses, called with the list of attention maps that
             the backbone exposes in training. The result is logged under the ``loss_name`` of the
-            loss, or ``loss_aux{i}``. Defaults to none.
+            loss, else as ``loss_aux``, with its index where the name is taken. Defaults to none.
         init_cfg (dict, optional): Defaults to a truncated normal distribution, std 0.02.
 
     Raises:
@@ -319,7 +319,8 @@ class TokenLabelClsHead(ClsHead):
                     'cos_reg_maps of RefinerViT'
                 )
             for i, module in enumerate(self.aux_losses):
-                losses[getattr(module, 'loss_name', f'loss_aux{i}')] = module(feats[-1][3])
+                name = getattr(module, 'loss_name', 'loss_aux')
+                losses[f'{name}{i}' if name in losses else name] = module(feats[-1][3])
         return losses
 
     def get_target(self, data_samples: List[DataSample]) -> Tensor:
