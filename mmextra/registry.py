@@ -121,11 +121,11 @@ class LazyRegistry(Registry):
             import_component(index[name])
         if name in self._module_dict:
             return self._module_dict[name]
-        if scope is None and name in self.parent._module_dict:
-            return self.parent._module_dict[name]
-        host = self._enclosing_host()
-        if scope is None and host is not None and name in host._module_dict:
-            return host._module_dict[name]
+        if scope is None:
+            # The host before the root: mmdet's `LoadAnnotations` and mmcv's bear the same name.
+            for registry in (self._enclosing_host(), self.parent):
+                if registry is not None and name in registry._module_dict:
+                    return registry._module_dict[name]
         if '.' in name:  # the full path of a class, as configs in pure Python style write it
             return super().get(key)
         known = sorted({*index, *self._module_dict})

@@ -94,6 +94,16 @@ def test_configs_of_the_package_can_be_inherited(tmp_path):
     assert type(root.MODELS.build(cfg.model).bbox_head.assigner).__name__ == 'ATSSAssigner'
 
 
+def test_the_host_goes_before_mmcv_in_configs_that_inherit_ours():
+    """mmcv and mmdet both have a `LoadAnnotations`; a detector's pipeline needs mmdet's."""
+    cfg = get_config('mmextra::_base_/datasets/shapes_detection.py')
+    steps = {step.type: step for step in cfg.train_pipeline}
+    root.init_default_scope('mmdet')
+    built = root.TRANSFORMS.build(steps['LoadAnnotations'])
+    assert type(built).__module__.startswith('mmdet.')
+    assert type(root.TRANSFORMS.build(steps['PackDetInputs'])).__module__.startswith('mmdet.')
+
+
 def test_the_index_knows_what_importing_registers():
     for variable, names in registry.component_index().items():
         found = getattr(registry, variable).import_all()

@@ -12,10 +12,11 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 from pathlib import Path
 from typing import Dict, List
+
+from compare import call, seconds_per_iteration
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / 'configs' / 'ld'
@@ -28,17 +29,6 @@ RUNS = dict(
     bccd=dict(teacher='gfl-teacher_bccd.py', plain='gfl-plain_bccd.py', distilled='ld_gfl_bccd.py'),
 )
 METRICS = ('mAP', 'mAP_50', 'mAP_75')
-
-
-def call(command: List, **environment) -> None:
-    """Run a command; its output goes to the terminal only if it fails."""
-    command = [str(part) for part in command]
-    env = {**os.environ, 'PYTHONWARNINGS': 'ignore', **environment}
-    done = subprocess.run(
-        command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    if done.returncode:
-        sys.exit(f'{done.stdout[-4000:]}\nfailed: {" ".join(command)}')
 
 
 def published(work_dir: Path) -> Path:
@@ -86,13 +76,6 @@ def stock_test(config: Path, checkpoint: Path, work_dir: Path) -> Dict[str, floa
 
 def box_metrics(logged: dict) -> Dict[str, float]:
     return {m: logged[f'coco/bbox_{m}'] for m in METRICS}
-
-
-def seconds_per_iteration(work_dir: Path) -> float:
-    """Median time of a training iteration, from the run's own log."""
-    log = sorted(work_dir.glob('*/vis_data/scalars.json'))[0]
-    lines = [json.loads(line) for line in log.read_text().splitlines()]
-    return statistics.median(line['time'] for line in lines if 'loss' in line)
 
 
 def run_seed(data: str, out: Path, seed: int, teacher_seed: int) -> Dict[str, dict]:

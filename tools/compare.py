@@ -1,0 +1,130 @@
+"""Train several configs over several seeds and put their figures side by side.
+
+    python tools/compare.py configs/dsig/faster-rcnn-plain_bccd_demo.py configs/dsig/dsig_faster-rcnn_bccd_demo.py \
+        --before configs/dsig/faster-rcnn-teacher_bccd_demo.py --seeds 0 1 2 --metrics coco/bbox_mAP_50
+
+Trains through `mim train`. What stands under `--before` is trained once, with seed 0, to
+work_dirs/CONFIG, where demo configs look for their teacher. A finished run is not repeated. Writes
+`table.md` and `runs.json` to the output folder: the mean over the seeds ± their standard deviation.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Dict, List, Sequence
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def call(command: List, **environment) -> None:
+    """Run a command; its output goes to the terminal only if it fails."""
+    command = [str(part) for part in command]
+    env = {**os.environ, 'PYTHONWARNINGS': 'ignore', **environment}
+    done = subprocess.run(
+        command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    if done.returncode:
+        sys.exit(f'{done.stdout[-4000:]}\nfailed: {" ".join(command)}')
+
+
+def logged(work_dir: Path) -> List[dict]:
+    """The lines that the latest run in the folder logged."""
+    log = sorted(work_dir.glob('*/vis_data/scalars.json'))[-1]
+    return [json.loads(line) for line in log.read_text().splitlines()]
+
+
+def seconds_per_iteration(work_dir: Path) -> float:
+    """Median time of a training iteration, from the run's own log."""
+    return statistics.median(line['time'] for line in logged(work_dir) if 'loss' in line)
+
+
+def metrics(work_dir: Path) -> Dict[str, float]:
+    """What the last validation gave; nothing for a run without one."""
+    validations = [line for line in logged(work_dir) if 'loss' not in line]
+    last = validations[-1] if validations else {}
+    return {k: v for k, v in last.items() if k not in ('step', 'time', 'data_time')}
+
+
+def train(config: Path, work_dir: Path, seed: int, options: Sequence[str] = ()) -> dict:
+    """Train through mim, unless it was done before, and return the figures."""
+    done = work_dir / 'figures.json'
+    if not done.is_file():
+        print(f'training {config.stem} (seed {seed})', flush=True)
+        begin = time.time()
+        call(
+            ['mim', 'train', 'mmextra', config, '--work-dir', work_dir, '--cfg-options']
+            + [f'randomness.seed={seed}', *(o.replace('{seed}', str(seed)) for o in options)]
+        )
+        figures = dict(
+            metrics(work_dir),
+            seconds=seconds_per_iteration(work_dir),
+            minutes=(time.time() - begin) / 60,
+        )
+        done.write_text(json.dumps(figures))
+    return json.loads(done.read_text())
+
+
+def table(runs: Dict[str, List[dict]], columns: Sequence[str], percent: bool) -> str:
+    """A row for each config: mean over seeds, and the spread where there is more than one."""
+
+    def cell(figures: List[dict], key: str) -> str:
+        values = [f[key] for f in figures if key in f]
+        if not values:
+            return '-'
+        own = key in ('seconds', 'minutes')
+        digits = 3 if key == 'seconds' else 1
+        values = [v * 100 if percent and not own else v for v in values]
+        spread = f' ± {statistics.stdev(values):.{digits}f}' if len(values) > 1 and not own else ''
+        return f'{statistics.mean(values):.{digits}f}{spread}'
+
+    columns = [*columns, 'seconds', 'minutes']
+    titles = [*columns[:-2], 'train s/iter', 'minutes a run']
+    lines = ['| run | ' + ' | '.join(titles) + ' |', '| --- ' * (len(titles) + 1) + '|']
+    for name, figures in runs.items():
+        lines.append(f'| {name} | ' + ' | '.join(cell(figures, c) for c in columns) + ' |')
+    return '\n'.join(lines)
+
+
+def parse_args(argv=None) -> argparse.Namespace:
+    cli = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    cli.add_argument('configs', nargs='+', type=Path, help='configs to compare')
+    cli.add_argument('--before', nargs='+', type=Path, default=[], help='trained once, first')
+    cli.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2])
+    cli.add_argument('--metrics', nargs='+', default=None, help='columns; default: all logged')
+    cli.add_argument('--percent', action='store_true', help='multiply the metrics by 100')
+    cli.add_argument('--out', type=Path, default=Path('work_dirs/compare'))
+    cli.add_argument(
+        '--cfg-options',
+        nargs='+',
+        default=[],
+        metavar='KEY=VALUE',
+        help='for the configs compared; {seed} is filled in',
+    )
+    return cli.parse_args(argv)
+
+
+def main() -> None:
+    args = parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    for config in args.before:
+        train(config, Path('work_dirs') / config.stem, 0)
+    runs = {config.stem: [] for config in args.configs}
+    for seed in args.seeds:  # seed by seed, so that an interrupted comparison is fair
+        for config in args.configs:
+            work_dir = args.out / f'{config.stem}_seed{seed}'
+            runs[config.stem].append(train(config, work_dir, seed, args.cfg_options))
+    first = next(iter(runs.values()))[0]
+    columns = args.metrics or [k for k in first if k not in ('seconds', 'minutes')]
+    text = table(runs, columns, args.percent)
+    (args.out / 'runs.json').write_text(json.dumps(runs, indent=1))
+    (args.out / 'table.md').write_text(text + '\n')
+    print(text)
+
+
+if __name__ == '__main__':
+    main()
