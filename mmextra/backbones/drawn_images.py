@@ -1,26 +1,73 @@
 """Classification sets that are drawn on the fly, for demonstrations that need no download.
 
 Each of their labels asks for something that a backbone may lack: detail and global arrangement at once, a comparison of
-objects that lie anywhere, or shape and fine pattern at once.
+objects that lie anywhere, shape and fine pattern at once, the place of things, or a label for every token.
 
-Registered here: the data set ``DrawnImages``.
+Registered here: the datasets ``DrawnImages``, ``ShapePairs`` (with label maps) and ``CrossedBars``, and the metric
+``FactorAccuracy``.
 """
 
 import itertools
-from typing import List, Tuple
+from typing import Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 from mmengine.dataset import BaseDataset
+from mmengine.evaluator import BaseMetric
+from numpy.random import Generator
 
-from mmextra.registry import DATASETS
+from mmextra.registry import DATASETS, METRICS
 
 PATTERNS = ('rows', 'columns', 'checks', 'dots')
-SHAPES = ('disc', 'square', 'triangle', 'ring', 'cross')
+SHAPES = ('disc', 'square', 'triangle', 'cross', 'ring', 'bar')
+
+
+class DrawnDataset(BaseDataset):
+    """Base of datasets that draw an image when it is asked for: the same index of the same set always gives the same
+    image.
+
+    Args:
+        num_images (int): Size of the set.
+        size (int): Side of the images in pixels, at least 32. Defaults to 64.
+        seed (int): Tells sets apart, say training and test. Defaults to 0.
+        **kwargs: Those of mmengine's ``BaseDataset``, above all ``pipeline``.
+
+    Raises:
+        ValueError: If the images are too small to draw on.
+    """
+
+    def __init__(self, num_images: int, size: int = 64, seed: int = 0, **kwargs) -> None:
+        if size < 32:
+            raise ValueError(f'size must be at least 32 pixels to draw on, got {size}')
+        self.num_images = num_images
+        self.size = size
+        self.seed = seed
+        super().__init__(serialize_data=False, **kwargs)
+
+    def load_data_list(self) -> List[dict]:
+        """One entry for each image; the image follows from its index."""
+        return [dict(index=i) for i in range(self.num_images)]
+
+    def get_data_info(self, idx: int) -> dict:
+        """Draw an image: ``img`` (H, W, 3) uint8, ``gt_label`` and what else a subclass adds."""
+        info = super().get_data_info(idx)
+        random = np.random.default_rng((self.seed, info['index']))
+        info.update(self.draw(random, info['index']))
+        info['img'] = np.clip(info['img'], 0, 255).astype(np.uint8)
+        info['img_shape'] = info['ori_shape'] = info['img'].shape[:2]
+        return info
+
+    def draw(self, random: Generator, index: int) -> dict:
+        """Draw one image from a random stream of its own."""
+        raise NotImplementedError
+
+    def noisy_grey(self, random: Generator) -> np.ndarray:
+        """A grey background with noise, (H, W, 3) float."""
+        return random.uniform(60, 140) + random.normal(0, 20, (self.size, self.size, 3))
 
 
 @DATASETS.register_module()
-class DrawnImages(BaseDataset):
-    """Images that are drawn when they are asked for: the same index of the same set always gives the same image.
+class DrawnImages(DrawnDataset):
+    """One of three tasks, with equally frequent classes.
 
     Args:
         task (str): What is drawn, and what the label says:
@@ -30,15 +77,11 @@ class DrawnImages(BaseDataset):
             - ``'same_colour'``, 2 classes: whether two of six discs have the same colour;
             - ``'shape_pattern'``, 20 classes: one of five large shapes, filled with one of four fine patterns.
 
-        num_images (int): Size of the set. The classes are equally frequent.
-        size (int): Side of the images in pixels, at least 32. Defaults to 64.
-        seed (int): Tells sets apart, say training and test. Defaults to 0.
-        pipeline (list): Transforms. They are given ``img``, (size, size, 3) uint8, and ``gt_label``. Defaults to
-            ``()``.
-        **kwargs: Further arguments of mmengine's ``BaseDataset``.
+        num_images (int): Size of the set.
+        **kwargs: Those of :class:`DrawnDataset`.
 
     Raises:
-        ValueError: If there is no such task, or the images are too small to draw on.
+        ValueError: If there is no such task.
 
     Example:
         >>> dataset = dict(type='mmextra.DrawnImages', task='quadrants', num_images=4000)
@@ -51,51 +94,149 @@ class DrawnImages(BaseDataset):
             for pattern in PATTERNS[:3]
         ],
         same_colour=['different', 'same'],
-        shape_pattern=[f'{shape} {pattern}' for shape in SHAPES for pattern in PATTERNS],
+        shape_pattern=[f'{shape} {pattern}' for shape in SHAPES[:5] for pattern in PATTERNS],
     )
 
-    def __init__(
-        self,
-        task: str,
-        num_images: int,
-        size: int = 64,
-        seed: int = 0,
-        pipeline: list = (),
-        **kwargs,
-    ) -> None:
+    def __init__(self, task: str, num_images: int, **kwargs) -> None:
         if task not in self.CLASSES:
             raise ValueError(f'task must be one of {", ".join(self.CLASSES)}, got {task!r}')
-        if size < 32:
-            raise ValueError(f'size must be at least 32 pixels to draw on, got {size}')
         self.task = task
-        self.num_images = num_images
-        self.size = size
-        self.seed = seed
-        super().__init__(
-            metainfo=dict(classes=self.CLASSES[task]), pipeline=list(pipeline), **kwargs
-        )
+        super().__init__(num_images, metainfo=dict(classes=self.CLASSES[task]), **kwargs)
 
-    def load_data_list(self) -> List[dict]:
-        """One entry for every image."""
-        classes = len(self.CLASSES[self.task])
-        return [dict(number=i, gt_label=i % classes) for i in range(self.num_images)]
-
-    def get_data_info(self, idx: int) -> dict:
-        """The entry of an image, with the image drawn."""
-        info = super().get_data_info(idx)
-        random = np.random.RandomState([self.seed, info['number']])
-        draw = dict(
+    def draw(self, random: Generator, index: int) -> dict:
+        """Draw the image of a class, the classes in turn."""
+        label = index % len(self.CLASSES[self.task])
+        task = dict(
             quadrants=draw_quadrants, same_colour=draw_discs, shape_pattern=draw_shape_pattern
         )[self.task]
-        image = draw(random, info['gt_label'], self.size) + random.normal(
-            0, 6, (self.size,) * 2 + (3,)
-        )
-        info['img'] = image.clip(0, 255).astype(np.uint8)
-        info['img_shape'] = info['ori_shape'] = (self.size, self.size)
+        image = task(random, label, self.size)
+        return dict(img=image + random.normal(0, 6, image.shape), gt_label=label)
+
+
+@DATASETS.register_module()
+class ShapePairs(DrawnDataset):
+    """Two objects of different classes side by side; the image has the class of the larger one.
+
+    A class is one of six outlines, filled or striped: twelve classes.
+
+    Args:
+        token_label (str, optional): ``'exact'`` adds label maps for token labeling, in which each
+            cell has the class of the object that covers it; ``'shuffled'`` exchanges their cells
+            at random. Defaults to None, no label maps.
+        label_size (int): Side of the label maps. Defaults to 16.
+        **kwargs: Those of :class:`DrawnDataset`.
+    """
+
+    METAINFO = dict(classes=tuple(f'{fill} {s}' for s in SHAPES for fill in ('plain', 'striped')))
+    # Logit of a cell that an object covers wholly: the share of others is then negligible.
+    CONFIDENCE = 30.0
+
+    def __init__(
+        self, *args, token_label: Optional[str] = None, label_size: int = 16, **kwargs
+    ) -> None:
+        if token_label not in (None, 'exact', 'shuffled'):
+            raise ValueError(f"token_label must be 'exact', 'shuffled' or None, got {token_label}")
+        self.token_label = token_label
+        self.label_size = label_size
+        super().__init__(*args, **kwargs)
+
+    def draw(self, random: Generator, index: int) -> dict:
+        """Draw a pair; the radii differ by a third at least."""
+        size = self.size
+        classes = random.choice(len(self.METAINFO['classes']), 2, replace=False)
+        large = size * random.uniform(0.17, 0.23)
+        radii = random.permutation([large, large * random.uniform(0.55, 0.75)])
+        x, y = coordinates(size)
+        stripes = pattern('rows', x, y, period=6)
+        image, label = self.noisy_grey(random), np.zeros((2, 2, self.label_size, self.label_size))
+        for k, (cls, radius, column) in enumerate(zip(classes, radii, (0.25, 0.75))):
+            centre = (
+                size * random.uniform(0.3, 0.7),
+                size * (column + random.uniform(-0.02, 0.02)),
+            )
+            mask = shape_mask(SHAPES[cls // 2], (x - centre[1]) / radius, (y - centre[0]) / radius)
+            colour = random.uniform(0, 255, 3)
+            image[mask] = colour
+            if cls % 2:
+                image[mask & (stripes < 0)] = 255 - colour
+            cells = mask.reshape(self.label_size, size // self.label_size, self.label_size, -1)
+            label[0, k], label[1, k] = self.CONFIDENCE * cells.mean((1, 3)), cls
+        info = dict(img=image, gt_label=int(classes[radii.argmax()]))
+        if self.token_label:
+            if self.token_label == 'shuffled':
+                order = random.permutation(self.label_size**2)
+                label = label.reshape(2, 2, -1)[..., order].reshape(label.shape)
+            info['token_label'] = label.astype(np.float32)
         return info
 
 
-def draw_quadrants(random: np.random.RandomState, label: int, size: int) -> np.ndarray:
+@DATASETS.register_module()
+class CrossedBars(DrawnDataset):
+    """A red bar in one of five row bands and a blue one in one of five column bands, in clutter.
+
+    Class ``5 * row + column``: what counts is where things are. Takes the arguments of
+    :class:`DrawnDataset`.
+    """
+
+    METAINFO = dict(classes=tuple(f'row {r} column {c}' for r in range(5) for c in range(5)))
+
+    def draw(self, random: Generator, index: int) -> dict:
+        """Draw both bars over a dozen of grey and green rectangles."""
+        size, label = self.size, int(random.integers(25))
+        image = self.noisy_grey(random)
+        for _ in range(12):
+            top, left = random.integers(0, size, 2)
+            height, width = random.integers(size // 12, size // 3, 2)
+            colour = random.uniform(0, 255) * np.array([1.0, 1.0, 1.0])
+            colour[[0, 2]] *= random.uniform(0.2, 1)
+            image[top : top + height, left : left + width] = colour
+        band, thick = size / 5, max(size // 20, 2)
+        row, column = divmod(label, 5)
+        for bar, index, channel in ((0, row, 0), (1, column, 2)):
+            start = int(band * index + random.uniform(0.1, 0.9) * (band - thick))
+            first = int(random.integers(0, size // 2))
+            along = slice(first, first + int(random.integers(size // 3, size // 2)))
+            across = slice(start, start + thick)
+            colour = np.full(3, 40.0)
+            colour[channel] = 230
+            image[(across, along) if bar == 0 else (along, across)] = colour
+        return dict(img=image, gt_label=label)
+
+
+@METRICS.register_module()
+class FactorAccuracy(BaseMetric):
+    """Top-1 accuracy of each factor of a class that is a combination of several.
+
+    A class index counts the factors like digits, the last one fastest.
+
+    Args:
+        factors (dict[str, int]): Name -> number of values, the slowest first; for example
+            ``dict(shape=5, texture=4)``.
+        **kwargs: Those of mmengine's ``BaseMetric``.
+    """
+
+    default_prefix = 'accuracy'
+
+    def __init__(self, factors: Dict[str, int], **kwargs) -> None:
+        super().__init__(**kwargs)
+        self.factors = factors
+
+    def process(self, data_batch, data_samples: Sequence[dict]) -> None:
+        """Keep the predicted and the true class of each sample."""
+        for sample in data_samples:
+            predicted = sample['pred_score'].argmax()
+            self.results.append((int(predicted), int(sample['gt_label'])))
+
+    def compute_metrics(self, results: List[Tuple[int, int]]) -> Dict[str, float]:
+        """Share of the samples, in percent, whose factor is right; for each factor."""
+        shape = tuple(self.factors.values())
+        predicted, true = (np.unravel_index(indices, shape) for indices in zip(*results))
+        return {
+            name: 100 * float((p == t).mean()) for name, p, t in zip(self.factors, predicted, true)
+        }
+
+
+def draw_quadrants(random: Generator, label: int, size: int) -> np.ndarray:
     """A disc somewhere in each quadrant, two of them of one colour, on a patterned background."""
     pair, texture = divmod(label, 3)
     first, second = list(itertools.combinations(range(4), 2))[pair]
@@ -111,7 +252,7 @@ def draw_quadrants(random: np.random.RandomState, label: int, size: int) -> np.n
     return image
 
 
-def draw_discs(random: np.random.RandomState, label: int, size: int) -> np.ndarray:
+def draw_discs(random: Generator, label: int, size: int) -> np.ndarray:
     """Six discs that do not touch; two of them have one colour where the label is 1."""
     colours = palette(random, 9)  # more than discs, so that no colour is missed
     if label:
@@ -126,7 +267,7 @@ def draw_discs(random: np.random.RandomState, label: int, size: int) -> np.ndarr
     return image
 
 
-def draw_shape_pattern(random: np.random.RandomState, label: int, size: int) -> np.ndarray:
+def draw_shape_pattern(random: Generator, label: int, size: int) -> np.ndarray:
     """One large shape in any position and rotation, filled with a fine pattern."""
     shape, texture = divmod(label, len(PATTERNS))
     angle, radius = random.uniform(0, 2 * np.pi), size * random.uniform(0.22, 0.34)
@@ -134,20 +275,35 @@ def draw_shape_pattern(random: np.random.RandomState, label: int, size: int) -> 
     x, y = coordinates(size)
     u, v = (x - centre[0]) / radius, (y - centre[1]) / radius
     u, v = u * np.cos(angle) + v * np.sin(angle), v * np.cos(angle) - u * np.sin(angle)
-    far = np.hypot(u, v)
-    inside = dict(
-        disc=far < 0.9,
-        square=np.maximum(abs(u), abs(v)) < 0.7,
-        triangle=(v > -0.5) & (v + np.sqrt(3) * abs(u) < 1),
-        ring=(far < 1) & (far > 0.6),
-        cross=(np.minimum(abs(u), abs(v)) < 0.28) & (np.maximum(abs(u), abs(v)) < 0.95),
-    )[SHAPES[shape]]
+    inside = shape_mask(SHAPES[shape], u, v)
     background, colour = palette(random, 2)
     fill = colour + random.uniform(25, 45) * pattern(PATTERNS[texture], x, y, period=4)[..., None]
     return np.where(inside[..., None], fill, background)
 
 
-def palette(random: np.random.RandomState, count: int) -> np.ndarray:
+def shape_mask(name: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """Where a shape is.
+
+    Args:
+        name (str): One of ``SHAPES``.
+        u (np.ndarray): Column of every pixel, from the centre of the shape, in its radii.
+        v (np.ndarray): Row of every pixel, likewise.
+
+    Returns:
+        np.ndarray: Shaped like ``u``, bool.
+    """
+    square, far = np.maximum(abs(u), abs(v)) < 0.8, np.hypot(u, v)
+    return dict(
+        disc=far < 0.95,
+        square=square,
+        triangle=(v < 0.8) & (abs(u) < (v + 1) / 1.8),
+        cross=square & (np.minimum(abs(u), abs(v)) < 0.28),
+        ring=(far < 1) & (far > 0.58),
+        bar=(abs(u) < 1) & (abs(v) < 0.35),
+    )[name]
+
+
+def palette(random: Generator, count: int) -> np.ndarray:
     """So many well separated colours (count, 3), in random order."""
     hues = (np.arange(count) / count + random.uniform()) * 2 * np.pi
     colours = 128 + 90 * np.cos(hues[:, None] + np.array([0, 2, 4]) * np.pi / 3)

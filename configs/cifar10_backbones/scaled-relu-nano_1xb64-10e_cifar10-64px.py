@@ -1,0 +1,8 @@
+_base_ = 'deit-nano_1xb64-10e_cifar10-64px.py'
+
+# The stem has as many parameters as the two layers left out.
+model = dict(
+    backbone=dict(
+        arch=dict(num_layers=4), patch_cfg=dict(conv_type='mmextra.ScaledReLUConvStem')
+    )
+)
