@@ -1,7 +1,9 @@
 """Write, lay out and verify the small data sets that configs and demos use.
 
     python tools/prepare_data.py shapes                            # drawn here, nothing to download
+    python tools/prepare_data.py rotated-rectangles                # the same, with oriented boxes
     python tools/prepare_data.py bccd --source BCCD_Dataset.zip    # from the official download
+    python tools/prepare_data.py dota-split --source DOTA/train DOTA/val   # patches of large images
 
 Each data set goes to a folder of its own below ``$MMEXTRA_DATA`` (default: ``data``), with a list of
 checksums. Where the list is there and holds, nothing is done.
@@ -24,9 +26,11 @@ from pathlib import Path
 from typing import Dict, List
 
 import cv2
+import dota_split
 import numpy as np
+import rotated_rectangles
 import shapes
-from mmengine.utils import track_iter_progress
+from mmengine.utils import ProgressBar, track_iter_progress
 
 CHECKSUMS = 'checksums.txt'
 JPEG = [cv2.IMWRITE_JPEG_QUALITY, 95]
@@ -125,6 +129,23 @@ def write_shapes(out: Path, args) -> None:
                     )
                 )
         write_coco(out, split, images, annotations, categories, info=info)
+
+
+def write_rectangles(out: Path, args) -> None:
+    width, height = args.size
+    for number, (split, count) in enumerate((('train', args.train), ('val', args.val))):
+        for folder in ('images', 'annfiles'):
+            (out / split / folder).mkdir(parents=True)
+        print(f'{split}: {count} images of {width}x{height}')
+        for index in progress(range(count)):
+            random = np.random.RandomState([args.seed, number, index])
+            image, rectangles = rotated_rectangles.draw(random, width, height)
+            write_image(out / split / 'images' / f'{index:06d}.png', image)
+            lines = []
+            for label, corners in rectangles:
+                numbers = ' '.join(f'{v:.2f}' for v in corners.ravel())
+                lines.append(f'{numbers} {rotated_rectangles.CLASSES[label]} 0\n')
+            (out / split / 'annfiles' / f'{index:06d}.txt').write_text(''.join(lines))
 
 
 # Layouts of public data sets
@@ -301,6 +322,45 @@ def lay_out_dota_sample(source: Path, out: Path, args) -> None:
     copy(root, out, [f'images/{p.stem}.png' for p in labels])
 
 
+def split_dota(made_by: str, args) -> None:
+    """Patches of DOTA images, with their objects, for training and testing"""
+    settings = dota_split.Settings(
+        args.size, args.gap, tuple(args.rates), args.image_part, args.object_part, args.padding
+    )
+    # Kept beside its place until it is whole; a later call with the same settings goes on with it.
+    made = args.out.parent / f'.{args.out.name}-unfinished'
+    done = made / 'done.csv'
+    if not done.is_file() or done.read_text().partition('\n')[0] != made_by:
+        shutil.rmtree(made, ignore_errors=True)
+        made.mkdir(parents=True)
+        done.write_text(f'{made_by}\n')
+    todo = dota_split.jobs(args.source, made, settings)
+    for folder in ('images', *(['annfiles'] if todo[0][1] else [])):
+        (made / folder).mkdir(exist_ok=True)
+    counts = [dota_split.Counts.read(line) for line in done.read_text().splitlines()[1:]]
+    finished = {count.name for count in counts}
+    if finished:
+        print(f'{made}: {len(finished)} of {len(todo)} images were done before')
+    todo = [job for job in todo if job[0].stem not in finished]
+    bar = ProgressBar(len(todo)) if todo and sys.stdout.isatty() else None
+    with done.open('a') as log:
+        for count in dota_split.split(todo, args.workers):
+            counts.append(count)
+            print(*count, sep=',', file=log, flush=True)
+            if bar:
+                bar.update()
+    _, patches, objects, placed = (sum(v) if i else v for i, v in enumerate(zip(*counts)))
+    print(
+        f'{len(counts)} images: {patches} patches; {objects} objects, {objects - placed} of them in '
+        'no patch'
+    )
+    done.unlink()
+    write_checksums(made, made_by)
+    if args.out.exists():
+        shutil.rmtree(args.out)
+    made.rename(args.out)
+
+
 # Common parts
 
 
@@ -382,6 +442,7 @@ def unpack(source: Path, folder: Path) -> Path:
     return folder
 
 
+DRAWN = {'shapes': write_shapes, 'rotated-rectangles': write_rectangles}
 LAYOUTS = {
     'bccd': lay_out_bccd,
     'camvid': lay_out_camvid,
@@ -416,14 +477,31 @@ def parse_args(argv=None):
         )
         return command
 
-    drawn = add('shapes', 'Drawn shapes on textured backgrounds, in COCO format')
-    drawn.add_argument('--train', type=int, default=800, help='training images (default: 800)')
-    drawn.add_argument('--val', type=int, default=200, help='validation images (default: 200)')
-    drawn.add_argument(
-        '--size', type=image_size, default='320x240', metavar='WxH', help='default: 320x240'
+    def add_drawn(name, text, train, val, size):
+        drawn = add(name, text)
+        drawn.add_argument(
+            '--train', type=int, default=train, help=f'training images (default: {train})'
+        )
+        drawn.add_argument(
+            '--val', type=int, default=val, help=f'validation images (default: {val})'
+        )
+        drawn.add_argument(
+            '--size', type=image_size, default=size, metavar='WxH', help=f'default: {size}'
+        )
+        drawn.add_argument('--seed', type=int, default=0, help='default: 0')
+        return drawn
+
+    drawn = add_drawn(
+        'shapes', 'Drawn shapes on textured backgrounds, in COCO format', 800, 200, '320x240'
     )
-    drawn.add_argument('--seed', type=int, default=0, help='default: 0')
     drawn.add_argument('--semantic', action='store_true', help='write semantic masks too')
+    add_drawn(
+        'rotated-rectangles',
+        'Drawn rectangles of any angle on dark noise, in DOTA format',
+        600,
+        150,
+        '128x128',
+    )
     for name, function in LAYOUTS.items():
         command = add(name, function.__doc__)
         command.add_argument(
@@ -434,30 +512,84 @@ def parse_args(argv=None):
         )
         if name == 'dota-sample':
             command.add_argument('--images', type=int, default=2, help='how many (default: 2)')
-    return cli.parse_args(argv)
+    add_dota_split(add('dota-split', split_dota.__doc__))
+    args = cli.parse_args(argv)
+    if args.command == 'dota-split' and args.gap >= args.size:
+        cli.error(f'--gap {args.gap} must be smaller than --size {args.size}')
+    if args.command == 'dota-split' and min(args.rates) <= 0:
+        cli.error('--rates must be positive')
+    return args
+
+
+def add_dota_split(command) -> None:
+    standard = dota_split.Settings()
+    command.add_argument(
+        '--source',
+        type=Path,
+        nargs='+',
+        required=True,
+        help='folders of an unpacked DOTA, such as train and val: each with images/ and labelTxt/; '
+        'without labelTxt/, as test has it, only images are cut',
+    )
+    for name, kind, text in (
+        ('size', int, 'side of the windows in pixels'),
+        ('gap', int, 'how much neighbouring windows share, in pixels; 500 at several scales'),
+        ('image-part', float, 'windows are kept if more of them is image'),
+        ('object-part', float, 'objects are kept if this part of their horizontal box is inside'),
+    ):
+        default = getattr(standard, name.replace('-', '_'))
+        command.add_argument(
+            f'--{name}', type=kind, default=default, help=f'{text} (default: {default})'
+        )
+    command.add_argument(
+        '--rates',
+        type=float,
+        nargs='+',
+        default=standard.rates,
+        help='scales of the image, such as 0.5 1.0 1.5 (default: 1.0)',
+    )
+    command.add_argument(
+        '--padding',
+        type=int,
+        nargs=3,
+        default=standard.padding,
+        metavar=('B', 'G', 'R'),
+        help='colour outside of small images (default: 104 116 124)',
+    )
+    command.add_argument('--workers', type=int, default=2, help='processes (default: 2)')
 
 
 def prepare(args) -> None:
     """Make one data set, unless it is there."""
     if args.out is None:
         args.out = Path(os.environ.get('MMEXTRA_DATA', 'data')) / args.command.replace('-', '_')
-    if args.command == 'shapes':
+    if args.command in DRAWN:
         width, height = args.size
         made_by = (
-            f'prepare_data.py shapes --seed {args.seed} --train {args.train} --val {args.val} '
-            f'--size {width}x{height}{" --semantic" * args.semantic}'
+            f'prepare_data.py {args.command} --seed {args.seed} --train {args.train} '
+            f'--val {args.val} --size {width}x{height}'
+            f'{" --semantic" * getattr(args, "semantic", False)}'
+        )
+    elif args.command == 'dota-split':
+        keys = ('source', 'size', 'gap', 'rates', 'image_part', 'object_part', 'padding')
+        made_by = 'prepare_data.py dota-split ' + ' '.join(
+            f'--{k.replace("_", "-")} {_written(getattr(args, k))}' for k in keys
         )
     else:
         made_by = f'prepare_data.py {args.command}'
     if is_ready(args.out, made_by, args.force):
         return
     args.out.parent.mkdir(parents=True, exist_ok=True)
+    if args.command == 'dota-split':
+        split_dota(made_by, args)
+        print(f'{args.out}: ready')
+        return
     # Made beside its place and moved there when whole: what is broken off leaves nothing behind.
     with tempfile.TemporaryDirectory(dir=args.out.parent, prefix=f'.{args.out.name}-') as folder:
         made = Path(folder, 'made')
         made.mkdir()
-        if args.command == 'shapes':
-            write_shapes(made, args)
+        if args.command in DRAWN:
+            DRAWN[args.command](made, args)
         else:
             LAYOUTS[args.command](unpack(args.source, Path(folder, 'unpacked')), made, args)
         write_checksums(made, made_by)
@@ -467,11 +599,15 @@ def prepare(args) -> None:
     print(f'{args.out}: ready')
 
 
+def _written(value) -> str:
+    return ' '.join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
 def main(argv=None) -> int:
     args = parse_args(argv)
     try:
         prepare(args)
-    except (DataError, PermissionError) as error:
+    except (DataError, dota_split.SplitError, PermissionError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 1
     return 0

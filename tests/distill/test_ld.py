@@ -15,7 +15,8 @@ from mmextra.distill.ld.hook import (
     imitation_loss,
     kl,
 )
-from mmextra.distill.ld.regions import axis_aligned, imitation_region, vlr_weights
+from mmextra.distill.ld.regions import imitation_region, vlr_weights
+from mmextra.ops.rotated import axis_aligned
 from mmextra.registry import MODELS
 
 ANCHORS = dict(type='mmdet.AnchorGenerator', ratios=[1.0], scales_per_octave=1)

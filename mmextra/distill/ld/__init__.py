@@ -13,7 +13,7 @@ from mmextra.distill.ld.heads import (
     RetinaDistHead,
 )
 from mmextra.distill.ld.hook import LocalizationDistillationHook, ld_layout
-from mmextra.distill.ld.regions import axis_aligned, imitation_region, vlr_weights
+from mmextra.distill.ld.regions import imitation_region, vlr_weights
 
 __all__ = [
     'ATSSDistHead',
@@ -21,7 +21,6 @@ __all__ = [
     'FCOSDistHead',
     'LocalizationDistillationHook',
     'RetinaDistHead',
-    'axis_aligned',
     'imitation_region',
     'ld_layout',
     'vlr_weights',

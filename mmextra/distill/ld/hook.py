@@ -21,6 +21,7 @@ from mmextra.distill.ld.regions import (
     vlr_weights,
 )
 from mmextra.engine.checkpoint import StateDict, register_layout
+from mmextra.ops.rotated import axis_aligned
 from mmextra.registry import HOOKS
 
 # The published weights for each student head: `norm` divides a localization term, T is the
@@ -47,6 +48,11 @@ RECIPES: Dict[Type[nn.Module], Dict[str, dict]] = {
         kd=dict(weight=10, T=8),
     ),
 }
+# The journal version's, for heads with five distributions a box, by their box loss; one region.
+ORIENTED_RECIPES = dict(
+    gwd=dict(ld=dict(weight=10, T=5), vlr=dict(gamma=0.25), kd=dict(weight=20, T=5)),
+    kld=dict(ld=dict(weight=15, T=5), vlr=dict(gamma=0.25), kd=dict(weight=15, T=5)),
+)
 # What to use instead of a stock head that predicts four numbers a box.
 DISTRIBUTION_HEADS = {
     ATSSHead: 'mmextra.ATSSDistHead',
@@ -55,13 +61,19 @@ DISTRIBUTION_HEADS = {
 }
 
 
+def box_numbers(head: nn.Module) -> int:
+    """How many distributions a box has: four edges, or the five numbers of an oriented box."""
+    return getattr(head, 'box_numbers', 4)
+
+
 def kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """KL divergence of rows of logits (N, K): mean over the K bins, times T squared; (N, )."""
     return knowledge_distillation_kl_div_loss(student, teacher, T=temperature, reduction='none')
 
 
 def edge_kl(student: Tensor, teacher: Tensor, edges: int, temperature: float) -> Tensor:
-    """Sum over a box's edges of :func:`kl`, (N, ), of logits (N, edges * bins)."""
+    """Sum over a box's edges, or other numbers, of :func:`kl`, (N, ), of logits (N, edges *
+    bins)."""
     bins = student.shape[1] // edges
     return (
         kl(student.reshape(-1, bins), teacher.reshape(-1, bins), temperature)
@@ -129,7 +141,7 @@ def dense_levels(
         list[Level]: One entry a level.
     """
     student_cls, student_box = student_outs[:2]
-    classes, box_channels = head.cls_out_channels, 4 * (head.reg_max + 1)
+    classes, box_channels = head.cls_out_channels, box_numbers(head) * (head.reg_max + 1)
     sizes, device = [m.shape[-2:] for m in student_cls], student_cls[0].device
     strides = [s[0] for s in head.prior_generator.strides]
     batch = len(metas)
@@ -242,6 +254,9 @@ class LocalizationDistillationHook(DistillHook):
     published ones for the student's head; a term given as a dict changes only what it names, None
     switches the term off.
 
+    Heads with ``box_numbers = 5``, such as ``mmextra.OrientedGFLHead``, are distilled as the journal
+    version does oriented detectors: in the unified region, which ignores the angles.
+
     The terms are sums over the batch, as published for at most 3 images per device;
     ``normalize='num_imgs'`` makes them independent of the batch size.
 
@@ -258,9 +273,10 @@ class LocalizationDistillationHook(DistillHook):
         imitation (dict, optional): Features of the neck: ``method`` (``'finegrained'``,
             ``'fitnet'``, ``'decouple'``, ``'gibox'``), ``weight``. Adds ``loss_im``. Defaults to
             None.
-        region (str): ``'main+vlr'``, or ``'unified'``, the single region of the journal version:
-            all anchors with IoU of at least ``gamma`` times the threshold, weighted by their IoU
-            and averaged, for both ``ld`` and ``kd``. Defaults to ``'main+vlr'``.
+        region (str, optional): ``'main+vlr'``, or ``'unified'``, the single region of the journal
+            version: all anchors with IoU of at least ``gamma`` times the threshold, weighted by
+            their IoU and averaged, for both ``ld`` and ``kd``. Defaults to ``'main+vlr'``, to
+            ``'unified'`` for oriented heads, which know no other.
         per_edge (bool): Whether each edge is a distribution of its own. False reproduces the
             published RetinaNet results, which put one softmax over all edges. Defaults to True.
         normalize (str): ``'sum'`` or ``'num_imgs'``. Defaults to ``'sum'``.
@@ -289,13 +305,13 @@ class LocalizationDistillationHook(DistillHook):
         kd: Optional[dict] = dict(),
         kd_vlr: Optional[dict] = None,
         imitation: Optional[dict] = None,
-        region: str = 'main+vlr',
+        region: Optional[str] = None,
         per_edge: bool = True,
         normalize: str = 'sum',
         **kwargs,
     ) -> None:
         super().__init__(teacher, **kwargs)
-        if region not in ('main+vlr', 'unified'):
+        if region not in (None, 'main+vlr', 'unified'):
             raise ValueError(f"region must be 'main+vlr' or 'unified', got {region!r}")
         if normalize not in ('sum', 'num_imgs'):
             raise ValueError(f"normalize must be 'sum' or 'num_imgs', got {normalize!r}")
@@ -327,7 +343,10 @@ class LocalizationDistillationHook(DistillHook):
 
     def recipe(self, head: nn.Module) -> Dict[str, Optional[dict]]:
         """The terms for this head: the published settings, with what the user changed."""
-        published = next(recipe for kind, recipe in RECIPES.items() if isinstance(head, kind))
+        if box_numbers(head) == 5:
+            published = ORIENTED_RECIPES[getattr(head.loss_bbox, 'loss_type', 'gwd')]
+        else:
+            published = next(recipe for kind, recipe in RECIPES.items() if isinstance(head, kind))
         base = dict(kd_vlr=published['kd'], imitation=dict(weight=2.0), **published)
         return {k: None if term is None else {**base[k], **term} for k, term in self.terms.items()}
 
@@ -359,6 +378,7 @@ class LocalizationDistillationHook(DistillHook):
         def facts(head):
             return dict(
                 num_classes=head.num_classes,
+                box_numbers=box_numbers(head),
                 reg_max=head.reg_max,
                 strides=list(head.prior_generator.strides),
                 anchors_per_cell=list(head.prior_generator.num_base_priors),
@@ -370,9 +390,27 @@ class LocalizationDistillationHook(DistillHook):
                     f'teacher and student must agree in {name}: the student has {value}, the teacher '
                     f"{facts(other)[name]}. Train a teacher with the student's {name}, or change the student."
                 )
+        if box_numbers(own) == 5:
+            self._check_oriented(own, other)
         if self.region == 'unified' and isinstance(own, FCOSHead):
             raise ValueError(
                 "region='unified' needs anchors, and FCOS has points: use region='main+vlr'"
+            )
+
+    def _check_oriented(self, own: nn.Module, other: nn.Module) -> None:
+        """What oriented heads cannot do, or must agree in besides."""
+        if self.region == 'main+vlr':
+            raise ValueError(
+                "oriented heads are distilled in one region: use region='unified', or leave it out"
+            )
+        if (self.terms['imitation'] or {}).get('method') == 'gibox':
+            raise ValueError(
+                "imitation method 'gibox' needs horizontal boxes: use 'finegrained', 'fitnet' or 'decouple'"
+            )
+        if not torch.equal(own.integral.values.cpu(), other.integral.values.cpu()):
+            raise ValueError(
+                'teacher and student must agree in the values of their bins: set the same delta_range and '
+                'angle_range'
             )
 
     def losses(
@@ -382,8 +420,9 @@ class LocalizationDistillationHook(DistillHook):
         head = student.model.bbox_head
         terms = self.recipe(head)
         instances, _, metas = unpack_gt_instances(data_samples)
-        gts = [i.bboxes for i in instances]
-        unified = self.region == 'unified'
+        oriented = box_numbers(head) == 5
+        gts = [axis_aligned(i.bboxes) if oriented else i.bboxes for i in instances]
+        unified = self.region == 'unified' or oriented
         region = {k: v for k, v in (terms['vlr'] or {}).items() if k in ('gamma', 'metric')}
         if unified:
             region = dict(region, metric='iou', bounded=False)
@@ -399,7 +438,7 @@ class LocalizationDistillationHook(DistillHook):
         result: Dict[str, List[Tensor]] = {}
         for level in levels:
             found = (
-                self.unified_terms(level, terms)
+                self.unified_terms(level, terms, box_numbers(head))
                 if unified
                 else self.region_terms(level, terms, head)
             )
@@ -444,15 +483,14 @@ class LocalizationDistillationHook(DistillHook):
                 result[name] = term['weight'] * value.mean() if len(rows) else nothing
         return result
 
-    def unified_terms(self, level: Level, terms: dict) -> Dict[str, Tensor]:
+    def unified_terms(self, level: Level, terms: dict, edges: int) -> Dict[str, Tensor]:
         """The single region of the journal version, averaged over its members."""
         rows = level.region.nonzero()[:, 0]
         weights = level.region[rows] / max(1, len(rows))
         result = {}
         if loss_weight(term := terms['ld']):
-            result['loss_ld'] = (
-                term['weight'] * (weights * self._box_kl(level, rows, 4, term['T'])).sum()
-            )
+            value = self._box_kl(level, rows, edges, term['T'])
+            result['loss_ld'] = term['weight'] * (weights * value).sum()
         if loss_weight(term := terms['kd']):
             value = kl(level.student_cls[rows], level.teacher_cls[rows], term['T'])
             result['loss_kd'] = term['weight'] * (weights * value).sum()

@@ -1,7 +1,6 @@
 """Where localization distillation happens: the regions of LD, as pure functions of anchors and
 boxes."""
 
-import math
 from typing import Sequence
 
 import torch
@@ -114,22 +113,3 @@ def points_inside(points: Tensor, gts: Tensor) -> Tensor:
         [points[:, None] - gts[None, :, :2], gts[None, :, 2:] - points[:, None]], -1
     )
     return (margins.amin(-1) > 0).any(1)
-
-
-def axis_aligned(rotated: Tensor) -> Tensor:
-    """Boxes (cx, cy, w, h, angle) as (x1, y1, x2, y2), the angle ignored.
-
-    The region of oriented detectors is that of :func:`vlr_weights` on such boxes, with
-    ``metric='iou', bounded=False``.
-    """
-    center, half = rotated[..., :2], rotated[..., 2:4] / 2
-    return torch.cat([center - half, center + half], -1)
-
-
-def distribution_values(reg_max: int, low: float = 0.0, high: float = math.nan) -> Tensor:
-    """The values that the ``reg_max + 1`` bins of a distribution stand for, evenly spaced from
-    ``low`` to ``high``.
-
-    Horizontal detectors use 0, 1, ..., ``reg_max`` (the default) in units of the stride.
-    """
-    return torch.linspace(low, reg_max if math.isnan(high) else high, reg_max + 1)
