@@ -1,5 +1,6 @@
 """Fixtures and options that all tests share."""
 
+import functools
 import os
 import sys
 from collections import defaultdict
@@ -15,6 +16,12 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')
 os.environ.setdefault('HF_HUB_OFFLINE', '1')
 
 DATA = Path(os.environ.get('MMEXTRA_DATA', HERE.parents[1] / 'shared' / 'data'))
+
+
+from mmengine.config import utils as config_utils  # noqa: E402
+
+# mmengine reads all metafiles of a host anew for every base config.
+config_utils.load = functools.cache(config_utils.load)
 
 
 def pytest_addoption(parser):

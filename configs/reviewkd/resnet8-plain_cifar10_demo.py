@@ -6,12 +6,12 @@ _base_ = [
 
 model = dict(
     type='ImageClassifier',
-    backbone=dict(type='mmextra.CIFARResNet', depth=8, stem_channels=8, base_channels=16),
+    backbone=dict(type='mmextra.CIFARResNet', depth=8, stem_channels=8, base_channels=8),
     neck=dict(type='GlobalAveragePooling'),
     head=dict(
         type='LinearClsHead',
         num_classes=10,
-        in_channels=64,
+        in_channels=32,
         loss=dict(type='CrossEntropyLoss', loss_weight=1.0),
     ),
 )
@@ -26,7 +26,7 @@ param_scheduler = [
     dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=40),
     dict(type='CosineAnnealingLR', by_epoch=True, convert_to_iter_based=True),
 ]
-train_cfg = dict(by_epoch=True, max_epochs=30, val_interval=10)
+train_cfg = dict(by_epoch=True, max_epochs=15, val_interval=5)
 val_cfg = dict()
 test_cfg = dict()
 default_hooks = dict(

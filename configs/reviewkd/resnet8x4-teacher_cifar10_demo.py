@@ -2,6 +2,6 @@
 _base_ = 'resnet8-plain_cifar10_demo.py'
 
 model = dict(
-    backbone=dict(depth=8, stem_channels=32, base_channels=64),
-    head=dict(in_channels=256),
+    backbone=dict(depth=8, stem_channels=16, base_channels=32),
+    head=dict(in_channels=128),
 )

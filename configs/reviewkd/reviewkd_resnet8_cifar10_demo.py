@@ -6,7 +6,7 @@ custom_hooks = [
         type='mmextra.ReviewKDHook',
         teacher=dict(
             config='mmextra::reviewkd/resnet8x4-teacher_cifar10_demo.py',
-            checkpoint='work_dirs/resnet8x4-teacher_cifar10_demo/epoch_30.pth',
+            checkpoint='work_dirs/resnet8x4-teacher_cifar10_demo/epoch_15.pth',
         ),
         student_layers=['backbone.layer1', 'backbone.layer2', 'backbone.layer3', 'neck'],
         pre_relu=dict(student=False, teacher=True),

@@ -62,21 +62,26 @@ def encoder_maps(backbone: nn.Module) -> Tuple[List[int], int]:
         tuple: Channels of its maps, shallow to deep, and the stride of its deepest stage.
 
     Raises:
-        ValueError: If the backbone is of another kind, or does not return maps.
+        ValueError: If the backbone is of another kind, or does not return the maps of successive
+            stages up to the deepest.
     """
+    name = type(backbone).__name__
     if hasattr(backbone, 'res_layers'):
-        stages = [getattr(backbone, name) for name in backbone.res_layers]
-        channels = [stages[i][-1].out_channels for i in backbone.out_indices]
-        return channels, 4 * math.prod(backbone.strides)
-    if hasattr(backbone, 'downsample_layers'):
+        stages = [getattr(backbone, layer)[-1].out_channels for layer in backbone.res_layers]
+        stride = 4 * math.prod(backbone.strides)
+    elif hasattr(backbone, 'downsample_layers'):
         if backbone.gap_before_output:
-            raise ValueError(
-                f'{type(backbone).__name__} pools its maps: set backbone.gap_before_output=False'
-            )
-        return [backbone.channels[i] for i in backbone.out_indices], 2 * 2**backbone.num_stages
-    raise ValueError(
-        f'HGKD needs a sparse encoder, SparseResNet or SparseConvNeXt, got {type(backbone).__name__}'
-    )
+            raise ValueError(f'{name} pools its maps: set backbone.gap_before_output=False')
+        stages, stride = list(backbone.channels), 2 * 2**backbone.num_stages
+    else:
+        raise ValueError(f'HGKD needs a sparse encoder, SparseResNet or SparseConvNeXt, got {name}')
+    indices = list(backbone.out_indices)
+    if indices != list(range(len(stages)))[-len(indices) :]:
+        raise ValueError(
+            f'the decoder joins successive maps up to the deepest: {name} has {len(stages)} stages, '
+            f'set backbone.out_indices={tuple(range(len(stages)))}, got {tuple(indices)}'
+        )
+    return [stages[i] for i in indices], stride
 
 
 @MODELS.register_module()
@@ -267,7 +272,8 @@ class HGKD(BaseSelfSupervisor):
     """Pre-train a sparse CNN on masked images to predict a frozen Transformer's tokens.
 
     Only ``backbone`` is of use afterwards: its keys are those of the stock ``ResNet`` (of mmpretrain,
-    mmdet and mmseg) or ``ConvNeXt``. The teacher is not in the state dict.
+    mmdet and mmseg), or those of ``ConvNeXt`` without the norms after its stages. The teacher is not
+    in the state dict.
 
     Args:
         backbone (dict): A stock ``SparseResNet``, or ``SparseConvNeXt`` with

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from mmengine.runner import Runner
+from operators import Operators
 from tiny_detectors import (  # noqa: F401  the fixture
     ONE_STAGE,
     SOURCES,
@@ -34,6 +35,7 @@ from mmextra.distill.dsig import (
     mean_kl,
 )
 from mmextra.distill.pyramid import blank_features, evaluating, pyramid_strides
+from mmextra.engine.checkpoint import read_checkpoint
 from mmextra.registry import HOOKS, MODELS
 
 TEACHER = dict(config=dict(model=dict(type='mmdet.RetinaNet')))
@@ -216,6 +218,24 @@ def test_logits_by_hand():
     assert got == (12 + 13 + 14 + 15) / 3
     agnostic = class_box_l1(own[:, :4], other[:, :4], torch.tensor([2, 1, 2]), 2)
     assert agnostic == (8 + 9 + 10 + 11) / 3
+
+
+def test_no_loop_over_instances_and_linear_memory():
+    """Sixteen times the instances: as many operators, and no more than sixteen times the elements, edges apart."""
+
+    def work(count):
+        s_fg, t_fg, s_bg, t_bg, logits = batch((count, count + 1), (2 * count, 2 * count + 1))
+        leaves = [t.requires_grad_() for t in (*s_fg, *s_bg)]
+        edges = [(n, n) for n in (3 * count, 3 * count + 2)]
+        with Operators(but=edges) as done:
+            losses = InstanceGraphLoss(mine_thr=0.0)(s_fg, t_fg, s_bg, t_bg, logits)
+            sum(losses.values()).backward()
+        assert all(leaf.grad is not None for leaf in leaves)
+        return done
+
+    few, many = work(16), work(256)
+    assert few.calls == many.calls > 50
+    assert many.elements <= 16 * few.elements
 
 
 def test_bad_arguments_of_the_loss():
@@ -444,6 +464,33 @@ def test_images_without_objects_and_with_one_roi(name, objects):
             assert losses['loss_edge'].abs() < 1e-10
 
 
+@pytest.mark.parametrize('name', ['faster_rcnn', 'retinanet', 'gfl'])
+def test_classes_absent_from_the_batch_and_an_image_without_objects_beside_one_with(name):
+    hook = InstanceGraphDistillHook(tiny_teacher(name), **OPTIONS.get(name, {}))
+    model = start_hook(hook, tiny_detector(name))
+    inputs, samples = drawn_batch()
+    samples[0].gt_instances.labels.fill_(4)
+    samples[1].gt_instances = samples[1].gt_instances[:0]
+    _, losses, _ = distilled(hook, model, inputs, samples)
+    assert all(v.isfinite() and v >= 0 for v in losses.values())
+    assert all(losses[k] > 0 for k in ('loss_feat', 'loss_node_fg', 'loss_edge'))
+    sum(losses.values()).backward()
+    assert all(p.grad.isfinite().all() for p in model.neck.parameters())
+
+
+def test_a_teacher_of_another_normalisation_sees_its_own_pixels():
+    """The same weights behind another normalisation of the same image: the same features."""
+    bgr = dict(type='DetDataPreprocessor', mean=[10.0, 20.0, 30.0], std=[2.0, 4.0, 8.0])
+    rgb = dict(bgr, mean=[0.0, 0.0, 0.0], std=[1.0, 1.0, 1.0], bgr_to_rgb=True)
+    teacher, model = (dict(tiny_detector('faster_rcnn'), data_preprocessor=p) for p in (bgr, rgb))
+    hook = InstanceGraphDistillHook(dict(config=dict(model=teacher, default_scope='mmdet')))
+    student = start_hook(hook, model)
+    pixels = torch.randint(0, 256, (2, 3, 96, 128), generator=torch.Generator().manual_seed(0))
+    hook.teacher.see(pixels.flip(1).float(), drawn_batch()[1], student.data_preprocessor)
+    mean, std = (torch.tensor(bgr[k]).view(1, 3, 1, 1) for k in ('mean', 'std'))
+    torch.testing.assert_close(hook.teacher.inputs, (pixels - mean) / std)
+
+
 def test_losses_are_float32_under_autocast():
     hook = InstanceGraphDistillHook(tiny_teacher('retinanet'))
     model = start_hook(hook, tiny_detector('retinanet'))
@@ -570,7 +617,7 @@ def test_two_iterations(name, shapes_root, tmp_path):
         first, second = (h for h in runner.hooks if hasattr(h, 'teacher'))
         assert first.teacher is second.teacher
     stock = build_detector(tiny_detector(name))
-    saved = torch.load(tmp_path / 'epoch_1.pth', weights_only=True)['state_dict']
+    saved = read_checkpoint(str(tmp_path / 'epoch_1.pth'))['state_dict']
     stock.load_state_dict(saved, strict=True)
 
 

@@ -36,7 +36,7 @@ from mmextra.distill.reviewkd import (
     SameLevelAdapters,
 )
 from mmextra.distill.reviewkd.hook import before_last_relu, feature_levels
-from mmextra.engine.checkpoint import load_official
+from mmextra.engine.checkpoint import load_official, read_checkpoint
 from mmextra.registry import HOOKS, MODELS
 
 TINY = dict(
@@ -324,7 +324,7 @@ def test_trains_stock_detectors(name, shapes_root, tmp_path):
     losses = losses_of(runner)['loss_hcl']
     assert len(losses) == 2 and all(0 < v < float('inf') for v in losses)
     assert len(hook_of(runner).adapters.abfs) == 5
-    checkpoint = torch.load(tmp_path / 'epoch_1.pth', weights_only=True)
+    checkpoint = read_checkpoint(str(tmp_path / 'epoch_1.pth'))
     # Every key of the stock student, and no other.
     build_detector(tiny_detector(name)).load_state_dict(checkpoint['state_dict'])
 
@@ -608,7 +608,7 @@ def test_trains_stock_classifiers(
     assert hook_of(runner).channels['teacher'] == [32, 64, 128, 256, 256][-len(channels) :]
     losses = losses_of(runner)['loss_hcl']
     assert len(losses) == 4 and all(0 < v < float('inf') for v in losses)
-    saved = torch.load(tmp_path / 'epoch_1.pth', weights_only=True)['state_dict']
+    saved = read_checkpoint(str(tmp_path / 'epoch_1.pth'))['state_dict']
     assert saved.keys() == build_classifier(student).state_dict().keys()
 
 
@@ -658,7 +658,7 @@ def test_resume_equals_an_unbroken_run(image_folders, tmp_path):
     assert_equal_weights(weights(unbroken.model), weights(resumed.model))
     fusions = [hook_of(r).adapters for r in (unbroken, resumed)]
     assert_equal_weights(*map(weights, fusions))
-    saved = torch.load(tmp_path / 'b/epoch_2.pth', weights_only=True)
+    saved = read_checkpoint(str(tmp_path / 'b/epoch_2.pth'))
     assert_equal_weights(weights(fusions[0]), saved[ADAPTERS_KEY]['ReviewKDHook'])
     states = [r.optim_wrapper.optimizer.state for r in (unbroken, resumed)]
     for a, b in zip(*(f.parameters() for f in fusions)):

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from mmdet.structures.mask import BitmapMasks, PolygonMasks
+from operators import Operators
 from tiny_detectors import (  # noqa: F401  the fixture
     SOURCES,
     TWO_STAGE,
@@ -25,6 +26,7 @@ from training import assert_equal_weights, losses_of, train, weights
 
 from mmextra.distill import sea
 from mmextra.distill.sea import SEADistillHook, SemanticAlignLoss, pixel_labels
+from mmextra.engine.checkpoint import read_checkpoint
 
 TEACHER = dict(config=dict(model=dict(type='mmdet.RetinaNet')))
 TINY = dict(SemanticAlignLoss=dict(), SEADistillHook=dict(teacher=TEACHER))
@@ -178,6 +180,24 @@ def test_pixel_labels_equal_slow_loops(with_masks):
             mask = masks[i] if with_masks else None
             expected = slow_labels(boxes[i], labels[i], size, stride, shapes[i], ignored[i], mask)
             assert torch.equal(level[i], expected), (i, stride)
+
+
+@pytest.mark.parametrize('level_rule', ['all', 'size'])
+def test_labels_take_no_loop_over_objects_or_pixels(level_rule):
+    """As many operators for more of both, and elements in proportion."""
+
+    def work(objects, side):
+        corner = torch.rand(objects, 2, generator=torch.Generator().manual_seed(0)) * 90
+        boxes, labels = torch.cat([corner, corner + 30], 1), torch.arange(objects)
+        sizes, strides = [(side, side), (side // 2, side // 2)], [128 // side, 256 // side]
+        with Operators() as done:
+            pixel_labels([boxes], [labels], sizes, strides, [(128, 128)], level_rule=level_rule)
+        return done
+
+    few, many = work(10, 16), work(160, 16)
+    assert few.calls == many.calls > 20
+    assert many.elements <= 16 * few.elements
+    assert work(10, 64).calls == few.calls
 
 
 # The losses.
@@ -435,6 +455,22 @@ def test_one_process_needs_no_synchronisation():
         torch.testing.assert_close(plain[name], synced[name])
 
 
+def test_losses_take_no_loop_over_pixels_or_categories():
+    def work(side, categories):
+        generator = torch.Generator().manual_seed(0)
+        own, other = torch.randn(2, 2, 6, side, side, generator=generator)
+        labels = torch.arange(2 * side * side).view(2, side, side) % (categories + 1) - 1
+        with Operators() as done:
+            losses = SemanticAlignLoss(pixel_weight=1.0)([own.requires_grad_()], [other], [labels])
+            sum(losses.values()).backward()
+        return done
+
+    few = work(8, 3)
+    for more in (work(32, 3), work(8, 48)):
+        assert more.calls == few.calls > 50
+        assert more.elements <= 16 * few.elements
+
+
 def test_bad_arguments():
     student, teacher, labels = pyramids()
     loss = SemanticAlignLoss()
@@ -511,6 +547,49 @@ def test_adapters_where_widths_differ():
     hook = SEADistillHook(tiny_teacher('retinanet'), adapter=True)
     start_hook(hook, model)
     assert len(hook.adapters) == 5
+
+
+@pytest.mark.parametrize('name', ['retinanet', 'faster_rcnn'])
+def test_classes_absent_from_the_batch_and_an_image_without_objects_beside_one_with(name):
+    hook = SEADistillHook(tiny_teacher(name))
+    model = start_hook(hook, tiny_detector(name))
+    inputs, samples = drawn_batch()
+    samples[0].gt_instances.labels.fill_(4)
+    samples[1].gt_instances = samples[1].gt_instances[:0]
+    _, losses, records = distilled(hook, model, inputs, samples)
+    maps = hook._chosen(records['neck'], 'student')
+    labels = hook.label_maps(inputs, maps, samples)
+    assert all(set(m[0].unique().tolist()) <= {-2, -1, 4} and (m[1] < 0).all() for m in labels)
+    assert all(v > 0 for v in losses.values())
+    sum(losses.values()).backward()
+    assert all(p.grad.isfinite().all() for p in model.neck.parameters())
+
+
+def test_one_roi():
+    """RoIs play no part in this method: the loss is the same for any number of them."""
+    values = []
+    for rois in (32, 1):
+        hook = SEADistillHook(tiny_teacher('faster_rcnn'))
+        model = start_hook(hook, tiny_detector('faster_rcnn', rois=rois))
+        losses = distilled(hook, model, *drawn_batch(objects=1))[1]
+        values.append(torch.stack(list(losses.values())))
+    assert torch.equal(*values) and (values[0] > 0).all()
+
+
+def test_a_teacher_of_another_normalisation_sees_its_own_pixels():
+    """The same weights in both, and pixels that differ: the features are those of its own format."""
+    own, other = (
+        dict(type='DetDataPreprocessor', mean=[m] * 3, std=[s] * 3) for m, s in ((0, 1), (100, 50))
+    )
+    teacher, model = (dict(tiny_detector('retinanet'), data_preprocessor=p) for p in (other, own))
+    hook = SEADistillHook(dict(config=dict(model=teacher, default_scope='mmdet')))
+    student = start_hook(hook, model)
+    images = 255 * torch.rand(2, 3, 96, 128, generator=torch.Generator().manual_seed(0))
+    distilled(hook, student, images, drawn_batch()[1])
+    with torch.no_grad():
+        expected = hook.teacher.model.extract_feat((images - 100) / 50)
+    for got, level_ in zip(hook.teacher.features, expected):
+        torch.testing.assert_close(got, level_)
 
 
 def test_without_objects_the_adapters_have_gradients():
@@ -624,7 +703,7 @@ def test_two_iterations(name, shapes_root, tmp_path):
     assert all(min(losses[k]) > 0 for k in expected - {'loss_ld'})
     hook = next(h for h in runner.hooks if isinstance(h, SEADistillHook))
     assert hook.levels == tuple(range(4 if name in TWO_STAGE else 5))
-    saved = torch.load(tmp_path / 'epoch_1.pth', weights_only=True)['state_dict']
+    saved = read_checkpoint(str(tmp_path / 'epoch_1.pth'))['state_dict']
     build_detector(tiny_detector(name)).load_state_dict(saved, strict=True)
 
 

@@ -51,5 +51,6 @@ def cases(device: str = 'cpu'):
             yardstick=partial(step, 'beside', device),
             yardstick_name='student step + teacher pyramid and box head (mmdet)',
             reference=partial(step, 'plain', device),
+            reference_name='student step',
         )
     ]

@@ -1,4 +1,5 @@
-"""ReviewKD: a distilled step of Faster R-CNN R18 from R50, 320x320, beside student step plus teacher forward."""
+"""ReviewKD (configs/reviewkd): a distilled step of Faster R-CNN R18 from R50, 320x320, beside student step plus
+teacher pyramid."""
 
 from functools import partial
 
@@ -15,19 +16,25 @@ def model(depth: int) -> dict:
 
 
 def cases(device: str = 'cpu'):
-    hook = dict(
-        type='mmextra.ReviewKDHook',
-        teacher=dict(config=dict(model=model(50), default_scope='mmdet')),
-        student_channels=[256] * 5,
-        teacher_channels=[256] * 5,
-    )
-    build = partial(step_and_batch, model(18), hook, device=device, batch=2, size=320)
-    return [
-        Case(
-            'ReviewKD step, Faster R-CNN R18 <- R50, 320, batch 2',
-            ours=partial(build, mode='distilled'),
-            yardstick=partial(build, mode='beside'),
-            yardstick_name='student step + teacher forward (mmdet)',
-            reference=partial(build, mode='plain'),
+    student, teacher = model(18), dict(config=dict(model=model(50), default_scope='mmdet'))
+    found = []
+    for mid_channels in (256, 64):  # as published; and with a quarter of the width to fuse in
+        hook = dict(
+            type='mmextra.ReviewKDHook',
+            teacher=teacher,
+            student_channels=[256] * 5,
+            teacher_channels=[256] * 5,
+            mid_channels=mid_channels,
         )
-    ]
+        build = partial(step_and_batch, student, hook, device=device, batch=2, size=320)
+        found.append(
+            Case(
+                f'ReviewKD step, Faster R-CNN R18 <- R50, 320, batch 2, mid_channels {mid_channels}',
+                ours=partial(build, mode='distilled'),
+                yardstick=partial(build, mode='beside'),
+                yardstick_name='student step + teacher pyramid (mmdet)',
+                reference=partial(build, mode='plain'),
+                reference_name='student step',
+            )
+        )
+    return found

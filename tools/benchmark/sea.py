@@ -28,5 +28,6 @@ def cases(device: str = 'cpu'):
             yardstick=partial(build, mode='beside'),
             yardstick_name='student step + teacher pyramid (mmdet)',
             reference=partial(build, mode='plain'),
+            reference_name='student step',
         )
     ]

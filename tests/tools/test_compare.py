@@ -1,0 +1,193 @@
+"""Comparisons over seeds, with runs that are made up and one that is real."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.evaluator import BaseMetric
+from mmengine.model import BaseModel
+from mmengine.registry import METRICS, MODELS
+from mmengine.runner import Runner
+from torch import nn
+
+# Accuracy of the made-up run of each config, for seed 0; every further seed has one point more.
+ACCURACY = dict(plain=70.0, distilled=72.5)
+
+
+def write_log(work_dir, folder='1', validations=(), seconds=(0.5,)):
+    """A log as mmengine writes it."""
+    path = Path(work_dir) / folder / 'vis_data' / 'scalars.json'
+    path.parent.mkdir(parents=True)
+    lines = [dict(lr=0.1, time=t, data_time=0.1, loss=1.0, iter=i) for i, t in enumerate(seconds)]
+    lines += [{**v, 'time': 9.0, 'data_time': 8.0, 'step': 1} for v in validations]
+    path.write_text(''.join(json.dumps(line) + '\n' for line in lines))
+
+
+@pytest.fixture
+def compare(tool, monkeypatch, tmp_path):
+    """The tool, with commands recorded in ``compare.commands`` and runs made up."""
+    module = tool('compare.py')
+    module.commands = []
+
+    def call(command):
+        command = [str(part) for part in command]
+        module.commands.append(command)
+        config, work_dir = Path(command[3]), command[command.index('--work-dir') + 1]
+        seed = int(next(p for p in command if p.startswith('randomness.seed=')).partition('=')[2])
+        value = ACCURACY.get(config.stem)
+        write_log(work_dir, validations=[dict(accuracy=value + seed)] if value else [])
+
+    monkeypatch.setattr(module, 'call', call)
+    monkeypatch.chdir(tmp_path)
+    return module
+
+
+def run(module, monkeypatch, *arguments):
+    monkeypatch.setattr(sys, 'argv', ['compare.py', *map(str, arguments)])
+    module.main()
+
+
+def test_table_and_figures(compare, monkeypatch, capsys):
+    run(compare, monkeypatch, 'a/plain.py', 'a/distilled.py', '--before', 'a/teacher.py')
+    runs = json.loads(Path('work_dirs/compare/runs.json').read_text())
+    assert [f['accuracy'] for f in runs['plain']] == [70, 71, 72]
+    assert all(f['seconds'] == 0.5 and f['minutes'] < 1 for f in runs['distilled'])
+    assert not any(k in runs['plain'][0] for k in ('step', 'time', 'data_time'))
+    table = Path('work_dirs/compare/table.md').read_text()
+    assert table.splitlines() == [
+        '| run | accuracy | train s/iter | minutes a run |',
+        '| --- | --- | --- | --- |',
+        '| plain | 71.0 ± 1.0 | 0.500 | 0.0 |',
+        '| distilled | 73.5 ± 1.0 | 0.500 | 0.0 |',
+    ]
+    assert table in capsys.readouterr().out
+    # The teacher first and once, where configs look for it; then seed by seed.
+    folders = [c[c.index('--work-dir') + 1] for c in compare.commands]
+    assert folders == ['work_dirs/teacher'] + [
+        f'work_dirs/compare/{name}_seed{seed}'
+        for seed in range(3)
+        for name in ('plain', 'distilled')
+    ]
+    assert all(c[:3] == ['mim', 'train', 'mmextra'] for c in compare.commands)
+
+
+def test_options_are_filled_in_for_the_runs_compared_alone(compare, monkeypatch):
+    run(
+        compare,
+        monkeypatch,
+        *('plain.py', '--before', 'teacher.py', '--seeds', 2, 5, '--out', 'out'),
+        *('--cfg-options', 'load_from=pre_seed{seed}/{seed}.pth', 'optim_wrapper.optimizer.lr=0.1'),
+    )
+    options = [c[c.index('--cfg-options') + 1 :] for c in compare.commands]
+    assert options == [
+        ['randomness.seed=0'],
+        ['randomness.seed=2', 'load_from=pre_seed2/2.pth', 'optim_wrapper.optimizer.lr=0.1'],
+        ['randomness.seed=5', 'load_from=pre_seed5/5.pth', 'optim_wrapper.optimizer.lr=0.1'],
+    ]
+
+
+def test_finished_runs_are_not_repeated(compare, monkeypatch):
+    arguments = ('plain.py', '--before', 'teacher.py', '--out', 'out', '--seeds')
+
+    def accuracies():
+        return [f['accuracy'] for f in json.loads(Path('out/runs.json').read_text())['plain']]
+
+    run(compare, monkeypatch, *arguments, 0)
+    assert len(compare.commands) == 2
+    first = Path('out/runs.json').read_text()
+    run(compare, monkeypatch, *arguments, 0)
+    assert len(compare.commands) == 2 and Path('out/runs.json').read_text() == first
+    run(compare, monkeypatch, *arguments, 0, 1)
+    assert len(compare.commands) == 3
+    assert accuracies() == [70, 71]
+    # One that was interrupted left a log and no figures: it begins anew, and its new log counts.
+    Path('out/plain_seed1/figures.json').unlink()
+    Path('out/plain_seed1/1').rename('out/plain_seed1/0')
+    monkeypatch.setitem(ACCURACY, 'plain', 60.0)
+    run(compare, monkeypatch, *arguments, 0, 1)
+    assert len(compare.commands) == 4
+    assert accuracies() == [70, 61]
+
+
+def test_cells(compare):
+    runs = dict(
+        one=[dict(ap=0.5, seconds=1.23456, minutes=2.0)],
+        two=[dict(ap=0.4, seconds=1.0, minutes=3.0), dict(ap=0.6, seconds=2.0, minutes=4.0)],
+        none=[dict(seconds=1.0, minutes=1.0)],
+    )
+    rows = compare.table(runs, ['ap'], percent=True).splitlines()[2:]
+    assert rows == [
+        '| one | 50.0 | 1.235 | 2.0 |',
+        '| two | 50.0 ± 14.1 | 1.500 | 3.5 |',
+        '| none | - | 1.000 | 1.0 |',
+    ]
+    assert '| one | 0.5 |' in compare.table(runs, ['ap'], percent=False)
+
+
+def test_runs_without_validation(compare, monkeypatch, capsys):
+    run(compare, monkeypatch, 'teacher.py', '--seeds', 0)
+    assert '| run | train s/iter | minutes a run |' in capsys.readouterr().out
+
+
+def test_the_last_validation_and_the_median_time_count(compare, tmp_path):
+    write_log(tmp_path, validations=[dict(ap=1.0), dict(ap=2.0)], seconds=(9.0, 0.1, 0.2))
+    assert compare.metrics(tmp_path) == dict(ap=2.0)
+    assert compare.seconds_per_iteration(tmp_path) == 0.2
+
+
+def test_a_failing_command_stops_with_what_it_said(tool):
+    compare = tool('compare.py')
+    with pytest.raises(SystemExit, match='(?s)no such config.*failed: '):
+        compare.call([sys.executable, '-c', 'import sys; sys.exit("no such config")'])
+    compare.call([sys.executable, '-c', 'import os; os.environ["PYTHONWARNINGS"]'])
+
+
+@MODELS.register_module(force=True)
+class Halver(BaseModel):
+    def __init__(self):
+        super().__init__()
+        self.factor = nn.Parameter(torch.ones(()))
+
+    def forward(self, inputs, mode='tensor'):
+        inputs = torch.stack(inputs)
+        out = self.factor * inputs
+        return dict(loss=(out - inputs / 2).square().mean()) if mode == 'loss' else [out]
+
+
+@METRICS.register_module(force=True)
+class Count(BaseMetric):
+    default_prefix = 'number'
+
+    def process(self, data_batch, data_samples):
+        self.results.append(len(data_samples))
+
+    def compute_metrics(self, results):
+        return dict(batches=float(sum(results)))
+
+
+def test_logs_of_the_stock_runner(tool, tmp_path):
+    """What mmengine writes is what the tool reads."""
+    compare = tool('compare.py')
+    loader = dict(
+        dataset=[dict(inputs=torch.tensor(float(i))) for i in range(4)],
+        sampler=dict(type='DefaultSampler', shuffle=False),
+        batch_size=2,
+        num_workers=0,
+    )
+    Runner(
+        Halver(),
+        str(tmp_path),
+        train_dataloader=loader,
+        val_dataloader=dict(loader),
+        train_cfg=dict(by_epoch=True, max_epochs=2, val_interval=1),
+        val_cfg=dict(),
+        val_evaluator=dict(type='Count'),
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.01)),
+        default_hooks=dict(logger=dict(type='LoggerHook', interval=1), checkpoint=None),
+        log_level='ERROR',
+        experiment_name='compare',
+    ).train()
+    assert compare.metrics(tmp_path) == {'number/batches': 2.0}
+    assert 0 < compare.seconds_per_iteration(tmp_path) < 60
