@@ -16,7 +16,7 @@ demo: setup  ## distil a small detector end to end: table and picture in work_di
 	python tools/demo.py
 
 test: setup  ## run the test suite
-	python -m pytest -q -n 2 --dist loadfile --durations=15
+	python -m pytest -q -n 2 --dist worksteal --durations=15
 
 lint: setup  ## ruff and codespell
 	ruff check . && ruff format --check . && codespell

@@ -1,4 +1,8 @@
-"""O2DETR: encoder, head, cascaded head and detector, held against slow loops and the stock detector."""
+"""O2DETR: encoder, head, cascaded head and detector, held against slow loops and the stock detector.
+
+The golden files of the paper are about its oriented boxes: `oriented_boxes` is tested in
+tests/structures/test_oriented_boxes.py, `dota_map` in test_oriented_data.py.
+"""
 
 import copy
 import math
