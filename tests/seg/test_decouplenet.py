@@ -360,8 +360,9 @@ def test_parameters_of_the_published_model():
 # Network
 
 
+@pytest.mark.parametrize('kind', ['ResNet', 'ResNetV1c'])
 @pytest.mark.parametrize('split_after', ['stem', 'layer1', 'layer2'])
-def test_target_branch_is_the_stock_backbone(split_after):
+def test_target_branch_is_the_stock_backbone(split_after, kind):
     channels = dict(stem=8, layer1=8, layer2=16)[split_after]
     model = build(
         PHASE1, split_after=split_after, feat_discriminator=dict(D1, in_channels=channels)

@@ -198,8 +198,8 @@ class DecoupleNet(StepwiseSegmentor):
         self.bank = ConfidenceBank(self.num_classes, options['keep'], options['bank'])
 
         # The layers of the backbone in the order in which images pass them.
-        stem = ['stem'] if backbone.get('deep_stem') or hasattr(self.backbone, 'stem') else None
-        stem = stem or ['conv1', self.backbone.norm1_name, 'relu']
+        deep = self.backbone.deep_stem
+        stem = ['stem'] if deep else ['conv1', self.backbone.norm1_name, 'relu']
         self.layers = [*stem, 'maxpool', *self.backbone.res_layers]
         self.split = 'maxpool' if split_after == 'stem' else split_after
         if self.split not in self.layers[len(stem) : -1]:
