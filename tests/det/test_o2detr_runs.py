@@ -14,6 +14,8 @@ from test_o2detr import config as tiny_config
 from tiny_detectors import plain_config_dumps  # noqa: F401  a fixture
 from training import assert_equal_weights, losses_of, train, weights
 
+from mmextra.engine.checkpoint import read_checkpoint
+
 CONFIGS = sorted((ROOT / 'configs/o2detr').glob('*.py'))
 
 
@@ -153,7 +155,7 @@ def test_two_processes_equal_one(rectangles_root, tmp_path):
         timeout=300,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    two = torch.load(tmp_path / 'two' / 'epoch_2.pth', weights_only=True)
+    two = read_checkpoint(str(tmp_path / 'two' / 'epoch_2.pth'))
     assert one.iter == 4 and two['meta']['iter'] == 4
     for name, value in one.model.state_dict().items():
         torch.testing.assert_close(
