@@ -10,12 +10,12 @@ IoU of every class and a picture. Runs that are finished are not repeated.
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
 import sys
 from pathlib import Path
 from typing import Dict, List
+
+from compare import call, seconds_per_iteration
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / 'configs' / 'decouplenet'
@@ -51,17 +51,6 @@ ON_SOURCE = dict(
 )
 
 
-def call(command: List) -> None:
-    """Run a tool of this folder; its output goes to the terminal only if it fails."""
-    command = [sys.executable, *(str(part) for part in command)]
-    env = {**os.environ, 'PYTHONWARNINGS': 'ignore'}
-    done = subprocess.run(
-        command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    if done.returncode:
-        sys.exit(f'{done.stdout[-4000:]}\nfailed: {" ".join(command)}')
-
-
 def trained(work_dir: Path) -> Path:
     """The last checkpoint, once a run is finished."""
     mark = work_dir / 'finished'
@@ -73,7 +62,7 @@ def train(config: str, work_dir: Path, options: List[str]) -> Path:
     if trained(work_dir) is None:
         print(f'  training {config}', flush=True)
         command = [ROOT / 'tools/train.py', CONFIGS / config, '--work-dir', work_dir]
-        call([*command, '--no-validate', '--cfg-options', *options])
+        call([sys.executable, *command, '--no-validate', '--cfg-options', *options])
         last = (work_dir / 'last_checkpoint').read_text().strip()
         (work_dir / 'finished').write_text(last)
     return trained(work_dir)
@@ -84,15 +73,8 @@ def test(config: str, checkpoint: Path, out: Path, options: List[str] = ()) -> D
     if not out.is_file():
         command = [ROOT / 'tools/test.py', CONFIGS / config, checkpoint]
         command += ['--work-dir', out.parent, '--out', out, '--out-item', 'metrics']
-        call([*command, *(['--cfg-options', *options] if options else [])])
+        call([sys.executable, *command, *(['--cfg-options', *options] if options else [])])
     return json.loads(out.read_text())
-
-
-def seconds_per_iteration(work_dir: Path) -> float:
-    """Median time of a training iteration, from the run's own log."""
-    log = sorted(work_dir.glob('*/vis_data/scalars.json'))[-1]
-    lines = [json.loads(line) for line in log.read_text().splitlines()]
-    return statistics.median(line['time'] for line in lines if 'loss' in line)
 
 
 def run_seed(data: str, out: Path, seed: int, shorten: int) -> Dict[str, dict]:

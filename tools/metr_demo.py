@@ -15,8 +15,6 @@ import io
 import json
 import os
 import statistics
-import subprocess
-import sys
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Dict, List
@@ -24,6 +22,7 @@ from typing import Dict, List
 import cv2
 import numpy as np
 import shapes
+from compare import call, metrics, seconds_per_iteration
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / 'configs' / 'metr'
@@ -126,18 +125,11 @@ def train(name: str, out: Path, seed: int, options: List[str]) -> Path:
     work_dir = out / f'{name}_seed{seed}'
     if not (work_dir / 'done').is_file():
         print(f'  training {Path(RUNS[name]).stem} (seed {seed})', flush=True)
-        command = ['mim', 'train', 'mmextra', CONFIGS / RUNS[name], '--work-dir', work_dir]
-        command += ['--cfg-options', f'randomness.seed={seed}']
-        command += [f'val_evaluator.0.outfile_prefix={work_dir}/predictions', *options]
-        done = subprocess.run(
-            [str(part) for part in command],
-            env={**os.environ, 'PYTHONWARNINGS': 'ignore'},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
+        call(
+            ['mim', 'train', 'mmextra', CONFIGS / RUNS[name], '--work-dir', work_dir]
+            + ['--cfg-options', f'randomness.seed={seed}']
+            + [f'val_evaluator.0.outfile_prefix={work_dir}/predictions', *options]
         )
-        if done.returncode:
-            sys.exit(f'{done.stdout[-4000:]}\nfailed: {" ".join(map(str, command))}')
         (work_dir / 'done').touch()
     return work_dir
 
@@ -158,23 +150,17 @@ def average_precisions(work_dir: Path, data: Path) -> Dict[str, float]:
     return {name: 100 * float(precision[:, i].mean()) for i, name in enumerate(CLASSES)}
 
 
-def logged(work_dir: Path) -> dict:
-    """Seconds per iteration, and what the last validation said of the category extraction."""
-    file = sorted(work_dir.glob('*/vis_data/scalars.json'))[-1]
-    lines = [json.loads(line) for line in file.read_text().splitlines()]
-    last = lines[-1]
-    return dict(
-        seconds=statistics.median(line['time'] for line in lines if 'loss' in line),
-        **{k: last[k] for k in last if k.startswith('cem/')},
-    )
-
-
 def run_seed(out: Path, data: Path, seed: int, options: List[str]) -> Dict[str, dict]:
     """All runs of one seed: AP50 of each class, seconds per iteration."""
     rows = {}
     for name in RUNS:
         work_dir = train(name, out, seed, options)
-        rows[name] = dict(average_precisions(work_dir, data), **logged(work_dir))
+        extraction = {k: v for k, v in metrics(work_dir).items() if k.startswith('cem/')}
+        rows[name] = dict(
+            average_precisions(work_dir, data),
+            seconds=seconds_per_iteration(work_dir),
+            **extraction,
+        )
     alone = rows.pop('only_a'), rows.pop('only_b')
     rows['separate'] = dict(
         square=alone[0]['square'],

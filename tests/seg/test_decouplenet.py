@@ -1499,7 +1499,8 @@ def test_train_ids(tmp_path, capsys):
     assert tool.main(['gta5', str(tmp_path), '--workers', '1']) == 1
 
 
-def test_table_of_the_demonstration():
+def test_table_of_the_demonstration(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / 'tools')  # as for a script that is run
     tool = load_tool('decouplenet_demo')
     names = list(tool.TITLES)
     seeds = [
