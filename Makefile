@@ -18,8 +18,8 @@ demo: setup  ## distil a small detector end to end: table and picture in work_di
 test: setup  ## run the test suite
 	python -m pytest -q -n 2 --dist worksteal --durations=15
 
-lint: setup  ## ruff and codespell
-	ruff check . && ruff format --check . && codespell
+lint: setup  ## ruff, codespell, and mypy on ops and engine
+	ruff check . && ruff format --check . && codespell && mypy
 
 format: setup  ## let ruff rewrite what it can
 	ruff check --fix . && ruff format .

@@ -30,7 +30,7 @@ pip install 'setuptools>=80,<81' wheel ninja psutil 'numpy<2.4' "torch==$TORCH" 
 
 package=${MMCV%%==*}; version=${MMCV##*==}
 if ! ls "$wheels/${package//-/_}-$version"-*.whl >/dev/null 2>&1; then
-  echo "[2/4] $MMCV with its compiled operators: about 10 minutes on 2 cores, done once"
+  echo "[2/4] $MMCV with its compiled operators: 10 to 15 minutes on 2 cores, done once"
   mkdir -p "$wheels/.building.$$"
   # Isolated, the build would not see torch and would leave the operators out.
   MMCV_WITH_OPS=1 MAX_JOBS=${MAX_JOBS:-$(nproc)} pip wheel --no-deps --no-build-isolation --wheel-dir "$wheels/.building.$$" "$MMCV"

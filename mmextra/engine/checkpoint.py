@@ -55,7 +55,7 @@ def read_checkpoint(path: str) -> dict:
             f'{path} cannot be read: it is cut short, damaged or no checkpoint ({reason}). '
             'Compare its size or checksum with the original.'
         ) from error
-    if not isinstance(checkpoint, Mapping):
+    if not isinstance(checkpoint, dict):
         raise ValueError(f'{path} holds a {type(checkpoint).__name__}, expected a dict of weights')
     return checkpoint
 
@@ -126,17 +126,20 @@ def load_official(module: nn.Module, state: StateDict, layout: str) -> None:
     mapped = get_layout(layout)(dict(state))
     own = module.state_dict()
     if not any(k in own for k in mapped):  # `module` is one part of the model, say its backbone
-        for part in sorted({k.partition('.')[0] for k in mapped}):
-            inner = {k[len(part) + 1 :]: v for k, v in mapped.items() if k.startswith(f'{part}.')}
-            if set(inner) & set(own):
-                others = sorted({k.partition('.')[0] for k in mapped} - {part})
-                if others:
-                    print_log(
-                        f'only `{part}` is loaded; the checkpoint also holds: {", ".join(others)}',
-                        'current',
-                    )
-                mapped = inner
-                break
+        parts = sorted({k.partition('.')[0] for k in mapped})
+        inner = {
+            part: {k[len(part) + 1 :]: v for k, v in mapped.items() if k.startswith(f'{part}.')}
+            for part in parts
+        }
+        part = max(parts, key=lambda p: len(inner[p].keys() & own.keys()), default=None)
+        if part is not None and inner[part].keys() & own.keys():
+            others = [p for p in parts if p != part]
+            if others:
+                print_log(
+                    f'only `{part}` is loaded; the checkpoint also holds: {", ".join(others)}',
+                    'current',
+                )
+            mapped = inner[part]
     problems = [f'missing: {k}' for k in own if k not in mapped]
     problems += [f'left over: {k}' for k in mapped if k not in own]
     problems += [
@@ -155,10 +158,8 @@ def load_official(module: nn.Module, state: StateDict, layout: str) -> None:
 
 def layout_of(module: nn.Module) -> Optional[str]:
     """The ``official_layout`` that a module, or a part of it, declares."""
-    for part in module.modules():
-        if getattr(part, 'official_layout', None):
-            return part.official_layout
-    return None
+    layouts = (getattr(part, 'official_layout', None) for part in module.modules())
+    return next((layout for layout in layouts if isinstance(layout, str)), None)
 
 
 @WEIGHT_INITIALIZERS.register_module()

@@ -12,6 +12,7 @@ from mmengine.device import get_device
 from mmengine.dist import is_main_process
 from mmengine.logging import print_log
 from mmengine.registry import MODEL_WRAPPERS
+from torch.distributed.constants import default_pg_timeout
 from torch.nn.parallel import DistributedDataParallel
 
 LAUNCHER_VARIABLES = ('RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT')
@@ -50,8 +51,8 @@ def cpu_process_group(cfg: Config):
         loopback = [name for _, name in socket.if_nameindex() if name.startswith('lo')]
         os.environ.setdefault('GLOO_SOCKET_IFNAME', loopback[0] if loopback else 'lo')
     seconds = cfg.get('env_cfg', {}).get('dist_cfg', {}).get('timeout')
-    options = dict(timeout=datetime.timedelta(seconds=seconds)) if seconds else {}
-    torch_dist.init_process_group('gloo', **options)
+    timeout = datetime.timedelta(seconds=seconds) if seconds else default_pg_timeout
+    torch_dist.init_process_group('gloo', timeout=timeout)
     _wrap_on_cpu(cfg)
     try:
         yield

@@ -1,6 +1,7 @@
 """Random numbers that do not depend on where a run was interrupted."""
 
 import random
+from typing import Optional
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ class SeedEachEpochHook(Hook):
 
     priority = 'VERY_HIGH'
 
-    def __init__(self, seed: int = None) -> None:
+    def __init__(self, seed: Optional[int] = None) -> None:
         self.seed = seed
 
     def before_train_epoch(self, runner) -> None:

@@ -129,6 +129,15 @@ def test_official_weights_load_whole_and_in_part(tmp_path):
     assert torch.equal(alone.conv.bias, official()['conv.bias'])
 
 
+def test_a_part_gets_the_weights_it_shares_most_names_with():
+    state = dict(official(), **{'fc.conv.weight': torch.ones(2, 4, 1)})  # `conv.weight` twice
+    head = nn.Linear(4, 2)
+    head.conv = nn.Conv1d(4, 2, 1, bias=False)
+    load_official(head, state, 'toy')
+    assert torch.equal(head.weight, state['fc.weight'])
+    assert torch.equal(head.conv.weight, state['fc.conv.weight'])
+
+
 def test_every_key_is_accounted_for():
     state = official()
     state['extra.weight'] = state.pop('fc.bias')

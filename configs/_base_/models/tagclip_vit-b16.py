@@ -38,5 +38,3 @@ model = dict(
     train_cfg=dict(),
     test_cfg=dict(mode='slide', crop_size=(512, 512), stride=(426, 426)),
 )
-# The last decoder layer gives masks alone: what would follow them has no gradient.
-find_unused_parameters = True

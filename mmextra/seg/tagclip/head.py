@@ -207,6 +207,7 @@ class TagCLIPHead(BaseDecodeHead):
         )
         self.trusty_token = nn.Parameter(torch.empty(1, in_channels)) if discriminate else None
         self._init_matrices()
+        self._freeze_unread()
 
     @staticmethod
     def _check_classes(seen_idx, all_idx, num_classes) -> None:
@@ -239,6 +240,18 @@ class TagCLIPHead(BaseDecodeHead):
             raise ValueError(
                 f'num_layers={num_layers}, but operator {"_".join(layers)!r} has {len(layers)}'
             )
+
+    def _freeze_unread(self) -> None:
+        """Freeze what the masks do not depend on, so that distributed training need not look for it.
+
+        The authors' layout has a norm before self-attention in layers without one, and a whole last
+        layer, of which the masks read queries and keys alone.
+        """
+        last = self.decoder[-1]
+        unread = [last.cross_attn.v, last.cross_attn.proj, last.ffn, last.norm2, last.norm3]
+        unread += [layer.norm1 for layer in self.decoder if layer.self_attn is None]
+        for module in unread:
+            module.requires_grad_(False)
 
     def _init_matrices(self) -> None:
         for parameter in self.parameters():
