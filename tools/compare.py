@@ -5,7 +5,7 @@
 
 Trains through `mim train`. What stands under `--before` is trained once, with seed 0, to
 work_dirs/CONFIG, where demo configs look for their teacher. A finished run is not repeated. Writes
-`table.md` and `runs.json` to the output folder: the mean over the seeds ± their standard deviation.
+`table.md`, `plot.svg` and `runs.json` to the output folder: the mean over the seeds ± their standard deviation.
 """
 
 import argparse
@@ -69,6 +69,42 @@ def train(config: Path, work_dir: Path, seed: int, options: Sequence[str] = ()) 
     return json.loads(done.read_text())
 
 
+def plot(
+    runs: Dict[str, List[dict]],
+    columns: Sequence[str],
+    names: Sequence[str],
+    percent: bool,
+    path: Path,
+) -> None:
+    """A panel of bars for each column: mean over the seeds, spread, and each seed as a dot."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(0.6 + 2.4 * len(columns), 0.8 + 0.3 * len(runs)), layout='constrained')
+    panels = figure.subplots(1, len(columns), sharey=True, squeeze=False)[0]
+    for panel, column in zip(panels, columns):
+        for row, figures in enumerate(runs.values()):
+            values = [f[column] * (100 if percent else 1) for f in figures if column in f]
+            if values:
+                spread = statistics.stdev(values) if len(values) > 1 else 0
+                panel.barh(
+                    row,
+                    statistics.mean(values),
+                    xerr=spread,
+                    height=0.7,
+                    color='#9db8d9',
+                    capsize=2,
+                )
+                panel.scatter(values, [row] * len(values), s=8, color='#1f4e79', zorder=3)
+        panel.set_title(column, fontsize=9)
+        panel.tick_params(labelsize=8)
+        panel.spines[['top', 'right']].set_visible(False)
+    panels[0].set_yticks(range(len(runs)), names)
+    panels[0].invert_yaxis()  # the first config on top
+    with rc_context({'svg.fonttype': 'none'}):  # text stays text
+        figure.savefig(path, facecolor='white')
+
+
 def table(runs: Dict[str, List[dict]], columns: Sequence[str], percent: bool) -> str:
     """A row for each config: mean over seeds, and the spread where there is more than one."""
 
@@ -96,6 +132,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     cli.add_argument('--before', nargs='+', type=Path, default=[], help='trained once, first')
     cli.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2])
     cli.add_argument('--metrics', nargs='+', default=None, help='columns; default: all logged')
+    cli.add_argument('--names', nargs='+', default=None, help='of the bars; default: the configs')
     cli.add_argument('--percent', action='store_true', help='multiply the metrics by 100')
     cli.add_argument('--out', type=Path, default=Path('work_dirs/compare'))
     cli.add_argument(
@@ -105,7 +142,10 @@ def parse_args(argv=None) -> argparse.Namespace:
         metavar='KEY=VALUE',
         help='for the configs compared; {seed} is filled in',
     )
-    return cli.parse_args(argv)
+    args = cli.parse_args(argv)
+    if args.names and len(args.names) != len(args.configs):
+        cli.error(f'--names: {len(args.configs)} are needed, one for each config, got {args.names}')
+    return args
 
 
 def main() -> None:
@@ -123,6 +163,8 @@ def main() -> None:
     text = table(runs, columns, args.percent)
     (args.out / 'runs.json').write_text(json.dumps(runs, indent=1))
     (args.out / 'table.md').write_text(text + '\n')
+    if columns:
+        plot(runs, columns, args.names or list(runs), args.percent, args.out / 'plot.svg')
     print(text)
 
 

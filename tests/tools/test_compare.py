@@ -63,6 +63,8 @@ def test_table_and_figures(compare, monkeypatch, capsys):
         '| distilled | 73.5 ± 1.0 | 0.500 | 0.0 |',
     ]
     assert table in capsys.readouterr().out
+    picture = Path('work_dirs/compare/plot.svg').read_text()
+    assert all(f'>{text}</text>' in picture for text in ('accuracy', 'plain', 'distilled'))
     # The teacher first and once, where configs look for it; then seed by seed.
     folders = [c[c.index('--work-dir') + 1] for c in compare.commands]
     assert folders == ['work_dirs/teacher'] + [
@@ -86,6 +88,16 @@ def test_options_are_filled_in_for_the_runs_compared_alone(compare, monkeypatch)
         ['randomness.seed=2', 'load_from=pre_seed2/2.pth', 'optim_wrapper.optimizer.lr=0.1'],
         ['randomness.seed=5', 'load_from=pre_seed5/5.pth', 'optim_wrapper.optimizer.lr=0.1'],
     ]
+
+
+def test_bars_have_the_names_given(compare, monkeypatch, capsys):
+    arguments = ('plain.py', 'distilled.py', '--seeds', 0, '--out', 'out', '--names')
+    run(compare, monkeypatch, *arguments, 'student alone', 'LD')
+    picture = Path('out/plot.svg').read_text()
+    assert '>student alone</text>' in picture and '>plain</text>' not in picture
+    with pytest.raises(SystemExit):
+        run(compare, monkeypatch, *arguments, 'LD')
+    assert '2 are needed, one for each config' in capsys.readouterr().err
 
 
 def test_finished_runs_are_not_repeated(compare, monkeypatch):
