@@ -1,13 +1,13 @@
 """Every shipped config builds, and trains two iterations when shrunk."""
 
 import copy
-from contextlib import contextmanager
-from functools import cache, partial
+from functools import cache
 
 import pytest
 import torch
+from config_models import model_of, weightless, without_files
 from drawn_rectangles import draw_rectangles, oriented_dataset
-from mmengine.config import Config, ConfigDict
+from mmengine.config import Config
 from mmengine.hub import get_config
 from mmengine.registry import MODELS, init_default_scope
 from training import ROOT, SIZE, coco_dataset, train
@@ -32,46 +32,12 @@ def load(name):
     return copy.deepcopy(_read(name))
 
 
-def without_files(node):
-    """The config without weights to download, and without files of language embeddings."""
-    if isinstance(node, dict):
-        if node.get('source') == 'file':
-            return dict(source='hash')
-        return {
-            k: without_files(v)
-            for k, v in node.items()
-            if not (k == 'init_cfg' and isinstance(v, dict) and 'checkpoint' in v)
-        }
-    return [without_files(v) for v in node] if isinstance(node, (list, tuple)) else node
-
-
 def with_classes(node, count):
     """The config for another number of classes, or for the drawn ones as its only label space."""
     if isinstance(node, dict):
         drawn = dict(num_classes=count, label_spaces=dict(drawn=DRAWN), test_label_space=None)
         return {k: drawn[k] if k in drawn else with_classes(v, count) for k, v in node.items()}
     return [with_classes(v, count) for v in node] if isinstance(node, (list, tuple)) else node
-
-
-def model_of(cfg):
-    """The model config as the runner would build it, without weights to download."""
-    model = without_files(cfg.model.to_dict())
-    if 'data_preprocessor' in cfg:
-        model.setdefault('data_preprocessor', cfg.data_preprocessor)
-    return ConfigDict(model, _scope_=cfg.default_scope)
-
-
-@contextmanager
-def weightless():
-    """Where models are built without memory: shapes are checked, values are not there."""
-    linspace = torch.linspace
-    # Hosts read their drop path rates off a tensor.
-    torch.linspace = partial(linspace, device='cpu')
-    try:
-        with torch.device('meta'):
-            yield
-    finally:
-        torch.linspace = linspace
 
 
 def parameters(cfg):
@@ -87,6 +53,9 @@ def test_builds(name):
         model = MODELS.build(model_of(cfg))
     assert sum(p.numel() for p in model.parameters()) > 0
     assert cfg.train_dataloader and cfg.optim_wrapper and cfg.train_cfg
+    # What is not trained is frozen: several processes need not look for it in every iteration.
+    for part in (cfg, cfg.get('model_wrapper_cfg') or {}):
+        assert not part.get('find_unused_parameters')
 
 
 def small_dataset(cfg, root, masks):

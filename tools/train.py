@@ -4,6 +4,7 @@ The options are the host packages' own; the work is the stock runner's.
 """
 
 from _cli import build_runner, load_config, parser
+from mmengine.runner import find_latest_checkpoint
 
 import mmextra.registry  # noqa: F401  for `mmextra::` bases and safe resuming
 from mmextra.engine.dist import cpu_process_group
@@ -22,7 +23,7 @@ def parse_args(argv=None):
         nargs='?',
         const='auto',
         metavar='CHECKPOINT',
-        help='go on from a checkpoint; without a path, from the latest one in the work dir',
+        help='go on from a checkpoint; without a path, from the latest one in the work dir, if any',
     )
     cli.add_argument('--no-validate', action='store_true', help='do not evaluate during training')
     cli.add_argument(
@@ -50,9 +51,13 @@ def merge_args(cfg, args):
                 '--auto-scale-lr needs auto_scale_lr = dict(base_batch_size=...) in the config'
             )
         cfg.auto_scale_lr.enable = True
-    if args.resume is not None:
-        cfg.resume = True
-        cfg.load_from = None if args.resume == 'auto' else args.resume
+    if args.resume == 'auto':
+        # A run that was stopped before its first checkpoint starts anew: from `load_from`, if there is one.
+        cfg.resume = find_latest_checkpoint(cfg.work_dir) is not None
+        if cfg.resume:
+            cfg.load_from = None
+    elif args.resume is not None:
+        cfg.resume, cfg.load_from = True, args.resume
     if args.no_validate:
         cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
     if args.no_persistent_workers:

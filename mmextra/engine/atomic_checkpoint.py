@@ -6,15 +6,19 @@ the new one: a job that is killed in between has a cut file, an empty ``last_che
 Registered here: ``AtomicCheckpointHook``; and, with mmengine's file backends, ``'atomic'``.
 """
 
+import hashlib
+import io
 import os
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Iterator, List, Optional, Union
 
-from mmengine.dist import is_main_process
+import torch
+from mmengine.dist import is_main_process, master_only
 from mmengine.fileio.backends import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook
 
+from mmextra.engine.checkpoint import read_checkpoint
 from mmextra.registry import HOOKS
 
 
@@ -78,8 +82,9 @@ class AtomicCheckpointHook(CheckpointHook):
     """mmengine's checkpoint hook, safe against being killed.
 
     Files appear whole or not at all, ``last_checkpoint`` always names a whole file, and old checkpoints are removed
-    after the new one is there (for that moment there is one more than ``max_keep_ckpts``). Takes the arguments of
-    mmengine's ``CheckpointHook``.
+    after the new one is there (for that moment there is one more than ``max_keep_ckpts``). What a killed process left
+    undone, a resumed one does: it removes outdated and unfinished files, and publishes (``published_keys``) also if
+    there is nothing left to train. Takes the arguments of mmengine's ``CheckpointHook``.
 
     Args:
         *args: Those of mmengine's ``CheckpointHook``.
@@ -103,6 +108,15 @@ class AtomicCheckpointHook(CheckpointHook):
             )
         super().__init__(*args, backend_args=backend_args, **kwargs)
 
+    def before_train(self, runner) -> None:
+        """Find out what there is, and tidy up after a process that was killed."""
+        super().before_train(runner)
+        last = runner.message_hub.runtime_info.get('last_ckpt')
+        self.last_ckpt = last if last and self.file_backend.isfile(last) else None
+        if is_main_process():
+            for part in Path(self.out_dir).glob('*.pth.part'):
+                self.file_backend.remove(part)
+
     def after_val_epoch(self, runner, metrics) -> None:
         """Save the best checkpoint before the one that it replaces is removed."""
         with self.file_backend.removals_last():
@@ -114,7 +128,8 @@ class AtomicCheckpointHook(CheckpointHook):
             before = list(self.keep_ckpt_ids)
             self.keep_ckpt_ids.append(step)  # holds no more than `max_keep_ckpts`
             outdated = [i for i in before if i not in self.keep_ckpt_ids]
-            runner.message_hub.update_info('keep_ckpt_ids', list(self.keep_ckpt_ids))
+            # With the outdated: a run that is resumed from the new file removes them if this one does not come to it.
+            runner.message_hub.update_info('keep_ckpt_ids', [*before, step])
         name = self.filename_tmpl.format(step)
         self.last_ckpt = self.file_backend.join_path(self.out_dir, name)
         runner.message_hub.update_info('last_ckpt', self.last_ckpt)
@@ -135,3 +150,11 @@ class AtomicCheckpointHook(CheckpointHook):
             path = self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(old))
             if self.file_backend.isfile(path):
                 self.file_backend.remove(path)
+
+    @master_only
+    def _publish_model(self, runner, ckpt_path: str) -> None:
+        checkpoint = read_checkpoint(ckpt_path)
+        file = io.BytesIO()
+        torch.save({k: v for k, v in checkpoint.items() if k in self.published_keys}, file)
+        digest = hashlib.sha256(file.getvalue()).hexdigest()
+        self.file_backend.put(file.getvalue(), f'{os.path.splitext(ckpt_path)[0]}-{digest[:8]}.pth')

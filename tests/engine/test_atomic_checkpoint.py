@@ -1,5 +1,6 @@
 """Whatever happens while a checkpoint is written, the run can be resumed from a whole one."""
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -21,6 +22,10 @@ TINY = {'AtomicCheckpointHook': dict(interval=1)}
 
 class Killed(BaseException):
     """In the place of a signal that ends the process."""
+
+
+def killed(*args):
+    raise Killed
 
 
 class Toy(BaseModel):
@@ -118,17 +123,17 @@ def test_best_checkpoints_too(tmp_path):
     assert all(any(n.startswith('best') for n in seen) for seen in watch.seen[2:])
 
 
-@pytest.mark.parametrize('moment', ['write', 'fsync', 'replace', 'pointer'])
+@pytest.mark.parametrize('moment', ['write', 'fsync', 'replace', 'pointer', 'remove'])
 def test_killed_while_saving(tmp_path, monkeypatch, moment):
-    """Epoch 2 is being saved when the process dies; the run goes on from epoch 1, to the same end."""
+    """Epoch 2 is being saved when the process dies; the run goes on, to the same end."""
     whole = tmp_path / 'whole'
     runner(whole).train()
     expected = torch.load(whole / 'epoch_3.pth', weights_only=False)['state_dict']
 
     folder = tmp_path / 'killed'
     target = 'last_checkpoint' if moment == 'pointer' else 'epoch_2.pth'
-    write, replace, fsync = atomic_checkpoint.write_atomically, os.replace, os.fsync
-    now = []
+    write = atomic_checkpoint.write_atomically
+    now = []  # for every file that is written, whether it is the one to die at
 
     def watched(content, path):
         now.append(str(path).endswith(target) and (folder / 'epoch_1.pth').exists())
@@ -149,20 +154,56 @@ def test_killed_while_saving(tmp_path, monkeypatch, moment):
         return call
 
     monkeypatch.setattr(atomic_checkpoint, 'write_atomically', watched)
-    monkeypatch.setattr(os, 'fsync', die(('fsync',), fsync))
-    monkeypatch.setattr(os, 'replace', die(('replace', 'pointer'), replace))
+    for name, at in (('fsync', ('fsync',)), ('replace', ('replace', 'pointer'))):
+        monkeypatch.setattr(os, name, die(at, getattr(os, name)))
+    if moment == 'remove':
+        monkeypatch.setattr(os, 'remove', killed)
     with pytest.raises(Killed):
         runner(folder).train()
     monkeypatch.undo()
 
     latest = find_latest_checkpoint(str(folder))
-    assert latest == str(folder / 'epoch_1.pth')
+    assert latest == str(folder / f'epoch_{2 if moment == "remove" else 1}.pth')
     again = runner(folder, resume=True)
     again.train()
     assert again.epoch == 3
     resumed = torch.load(folder / 'epoch_3.pth', weights_only=False)['state_dict']
     assert all(torch.equal(v, resumed[k]) for k, v in expected.items())
     assert names(folder) == ['epoch_3.pth', 'last_checkpoint']
+
+
+@pytest.mark.parametrize('moment', ['publishing', 'writing'])
+def test_killed_after_the_last_checkpoint(tmp_path, monkeypatch, moment):
+    """Nothing is left to train; the resumed run publishes what the killed one did not, and no cut file stays."""
+    write = atomic_checkpoint.write_atomically
+
+    def watched(content, path):
+        if '_3-' in str(path):
+            if moment == 'writing':
+                Path(f'{path}.part').write_bytes(content[:100])
+            raise Killed
+        write(content, path)
+
+    monkeypatch.setattr(atomic_checkpoint, 'write_atomically', watched)
+    with pytest.raises(Killed):
+        runner(tmp_path, published_keys=['state_dict']).train()
+    monkeypatch.undo()
+    assert [n for n in names(tmp_path) if not n.endswith('.part')] == [
+        'epoch_3.pth',
+        'last_checkpoint',
+    ]
+    runner(tmp_path, published_keys=['state_dict'], resume=True).train()
+    file, *others = sorted(n for n in names(tmp_path) if n != 'last_checkpoint')
+    assert others == ['epoch_3.pth'] and file == f'epoch_3-{digest(tmp_path / file)}.pth'
+    published = torch.load(tmp_path / file, weights_only=True)
+    whole = torch.load(tmp_path / 'epoch_3.pth', weights_only=False)['state_dict']
+    assert published.keys() == {'state_dict'}
+    assert all(torch.equal(v, published['state_dict'][k]) for k, v in whole.items())
+
+
+def digest(path):
+    """What OpenMMLab's file names end with."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:8]
 
 
 def test_stock_hook_is_not_safe(tmp_path, monkeypatch):

@@ -144,6 +144,18 @@ def test_train_resume_and_test(train, test, line, tmp_path):
     assert errors.abs().mean() == pytest.approx(metrics['error'])
 
 
+def test_resuming_before_the_first_checkpoint_starts_as_the_config_says(tool, line, tmp_path):
+    options = ['--resume', '--cfg-options', 'load_from=pretrained.pth', 'work_dir=run']
+    cfg = merged(tool, line, *options)
+    assert not cfg.resume and cfg.load_from == 'pretrained.pth'
+    (tmp_path / 'run').mkdir()
+    (tmp_path / 'run/last_checkpoint').write_text('run/epoch_1.pth')
+    cfg = merged(tool, line, *options)
+    assert cfg.resume and cfg.load_from is None
+    cfg = merged(tool, line, '--resume', 'other.pth', *options[1:])
+    assert cfg.resume and cfg.load_from == 'other.pth'
+
+
 def test_options_of_training(tool, line):
     cfg = merged(tool, line, '--amp', '--auto-scale-lr', '--no-validate', '--no-persistent-workers')
     assert cfg.optim_wrapper.type == 'AmpOptimWrapper' and cfg.optim_wrapper.loss_scale == 'dynamic'
