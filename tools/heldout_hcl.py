@@ -16,6 +16,7 @@ from typing import Sequence
 
 import torch
 from mmengine.config import Config, DictAction
+from mmengine.logging import MMLogger
 from mmengine.registry import HOOKS, MODELS, init_default_scope
 from mmengine.runner import Runner
 
@@ -90,6 +91,7 @@ def main(argv: Sequence[str] = None) -> None:
     args = cli.parse_args(argv)
     cfg = Config.fromfile(args.config)
     cfg.merge_from_dict(args.cfg_options or {})
+    MMLogger.get_current_instance().setLevel('WARNING')  # it would list every parameter
     for checkpoint in args.checkpoints:
         value = heldout_hcl(cfg, checkpoint, args.batches)
         print(json.dumps(dict(checkpoint=checkpoint, hcl=round(value, 4))), flush=True)
