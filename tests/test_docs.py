@@ -4,7 +4,9 @@ import ast
 import importlib.util
 import inspect
 import io
+import itertools
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,15 @@ ROLES = ('class', 'func', 'meth', 'mod', 'attr', 'obj', 'data', 'exc', 'ref', 'd
 
 def name_of(path):
     return str(path.relative_to(ROOT))
+
+
+@cache
+def load(name):
+    """A script of docs/ as a module."""
+    spec = importlib.util.spec_from_file_location(f'docs_{name}', ROOT / 'docs' / f'{name}.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope='module')
@@ -79,10 +90,7 @@ def test_docstrings_are_valid(path, complaints):
 
 
 def test_every_public_module_has_its_place_in_the_api():
-    spec = importlib.util.spec_from_file_location('docs_conf', ROOT / 'docs' / 'conf.py')
-    conf = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(conf)
-    pages = conf.api_pages(ROOT / 'mmextra')
+    pages = load('conf').api_pages(ROOT / 'mmextra')
     listed = re.findall(r'automodule:: (\S+)', ''.join(pages.values()))
     assert len(listed) == len(set(listed))
     for path in MODULES:
@@ -95,9 +103,6 @@ def test_every_public_module_has_its_place_in_the_api():
 
 
 def test_a_new_wing_needs_nothing(tmp_path):
-    spec = importlib.util.spec_from_file_location('docs_conf', ROOT / 'docs' / 'conf.py')
-    conf = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(conf)
     for file in (
         'video/__init__.py',
         'video/_private.py',
@@ -107,7 +112,7 @@ def test_a_new_wing_needs_nothing(tmp_path):
         path = tmp_path / 'mmextra' / file
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text('')
-    page = conf.api_pages(tmp_path / 'mmextra')['video.md']
+    page = load('conf').api_pages(tmp_path / 'mmextra')['video.md']
     assert re.findall(r'automodule:: (\S+)', page) == [
         'mmextra.video.hyrsm',
         'mmextra.video.hyrsm.a',
@@ -133,3 +138,80 @@ def test_contents_pages_list_every_page():
     }
     assert committed - {'index'} <= listed
     assert listed - committed == {'papers/index', 'model_zoo', 'api/index', 'benchmarks'}
+
+
+# The method figures
+
+FIGURES = sorted(load('figures').FIGURES)
+
+
+def test_every_paper_has_a_figure_on_its_page():
+    papers = sorted(path.parent.name for path in ROOT.glob('configs/*/metafile.yml'))
+    assert FIGURES == papers, 'figures are functions in docs/figures.py'
+    for paper in papers:
+        page = (ROOT / 'configs' / paper / 'README.md').read_text('utf-8')
+        shown = rf'\n\n!\[[^\]]+\]\(../../docs/images/{paper}\.svg\)\n\n'
+        assert re.search(shown, page), f'the page of {paper} does not show its figure'
+
+
+@pytest.mark.parametrize('paper', FIGURES)
+def test_figure_is_legible(paper):
+    figures = load('figures')
+    drawn = figures.FIGURES[paper]()
+    file = ROOT / 'docs' / 'images' / f'{paper}.svg'
+    assert file.read_text('utf-8') == drawn.svg(), 'not up to date: run `python docs/figures.py`'
+    boxes = [box for box in drawn.boxes.values() if box.text]
+    for box in boxes:
+        assert max(map(figures.text_width, box.text.split('\n'))) < box.width, (
+            f'{box.text!r} is cut'
+        )
+    for one in (*boxes, *drawn.notes):
+        left, top, right, bottom = one.edges
+        assert left > 0 and top > 0 and right < figures.WIDTH and bottom < drawn.height, one.text
+    for one, other in itertools.combinations((*boxes, *drawn.notes), 2):
+        (left, top, right, bottom), (left_b, top_b, right_b, bottom_b) = one.edges, other.edges
+        apart = right <= left_b or right_b <= left or bottom <= top_b or bottom_b <= top
+        assert apart, f'{one.text!r} lies over {other.text!r}'
+
+
+# Questions and errors
+
+# Said by Python, torch and other packages.
+FOREIGN = (
+    "No module named '",
+    'operator torchvision::nms does not exist',
+    "cannot import name 'GenerationMixin' from 'transformers.modeling_utils'",
+    'setuptools~=60.2',
+    "module 'numpy' has no attribute 'in1d'",
+    'libGL.so.1: cannot open shared object file',
+    'Weights only load failed',
+    'HistoryBuffer',
+    'Expected more than 1 value per channel when training',
+)
+
+
+def messages():
+    """All messages that the package and the tools raise or log; a NUL stands for each part that varies."""
+    others = ('mim.commands.train', 'mmengine.config.utils')
+    tools = [*ROOT.glob('tools/*.py'), *(Path(importlib.import_module(m).__file__) for m in others)]
+    for path in (*MODULES, *tools):
+        for node in ast.walk(ast.parse(path.read_text('utf-8'))):
+            if isinstance(node, ast.JoinedStr):
+                parts = (v.value if isinstance(v, ast.Constant) else '\0' for v in node.values)
+                yield ''.join(parts)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield node.value
+
+
+def test_errors_in_the_faq_are_those_that_appear():
+    page = (ROOT / 'docs' / 'faq.md').read_text('utf-8')
+    quoted = [
+        q for head in re.findall(r'(?m)^### (.*)', page) for q in re.findall('`([^`]+)`', head)
+    ]
+    quoted = [q for q in quoted if ' ' in q and not q.startswith(('--cfg-options', *FOREIGN))]
+    assert len(quoted) > 25
+    known = '\0'.join(messages())
+    for message in quoted:
+        # Examples stand in the places of what varies: a run of letters between two of them has to agree.
+        runs = (message[i : i + 14] for i in range(len(message) - 13))
+        assert any(run in known for run in runs), f'nothing says {message!r}'
