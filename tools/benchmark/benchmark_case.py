@@ -22,6 +22,8 @@ class Case:
             is worth a third row. Defaults to None.
         backward (bool): Whether to time forward + backward too. Defaults to True.
         reference_name (str): What the third row is called. Defaults to ``'reference'``.
+        memory (bool): Whether to measure memory, too. False where one of the three allocates for every element, as
+            the record of its allocations would not fit into memory. Defaults to True.
     """
 
     name: str
@@ -31,3 +33,4 @@ class Case:
     reference: Optional[Build] = None
     backward: bool = True
     reference_name: str = 'reference'
+    memory: bool = True

@@ -158,7 +158,8 @@ def measure(case: Case, device: torch.device, runs: int) -> List[Row]:
             action()  # the first call allocates, tunes and compiles
             once = candidate.time(action, 1) / 1e3
             calls.append(max(1, math.ceil(RUN_SECONDS / max(once, 1e-9))))
-            setattr(row, f'{kind}_memory', candidate.memory(action))
+            if case.memory:
+                setattr(row, f'{kind}_memory', candidate.memory(action))
         for _ in range(runs):
             for candidate, row, number in zip(candidates, rows, calls):
                 getattr(row, kind).append(candidate.time(getattr(candidate, kind), number))
