@@ -11,10 +11,12 @@ ROOT = Path(__file__).parent.resolve()
 # What `mim train/test/search mmextra` looks for inside the installed package.
 SHARED = ('configs', 'tools', 'model-index.yml')
 
+# The maintained fork has other names for these packages: beside it mmextra is installed without extras.
+ENGINE = ['mmengine>=0.10.4', 'mmcv>=2.0']
 EXTRAS = dict(
-    det=['mmcv>=2.0', 'mmdet>=3.3'],
-    seg=['mmcv>=2.0', 'mmsegmentation>=1.2', 'ftfy', 'regex'],
-    pretrain=['mmcv>=2.0', 'mmpretrain>=1.2'],
+    det=[*ENGINE, 'mmdet>=3.3'],
+    seg=[*ENGINE, 'mmsegmentation>=1.2', 'ftfy', 'regex'],
+    pretrain=[*ENGINE, 'mmpretrain>=1.2'],
     retrieval=['faiss-cpu'],
     language=['transformers<4.50'],
 )
@@ -59,7 +61,7 @@ setup(
     python_requires='>=3.10',
     packages=find_packages(include=['mmextra', 'mmextra.*']),
     include_package_data=False,
-    install_requires=['mmengine>=0.10.4', 'numpy', 'torch>=2.1'],
+    install_requires=['numpy', 'scipy', 'torch>=2.1'],
     extras_require=EXTRAS,
     cmdclass=dict(build_py=BuildWithMim),
     zip_safe=False,

@@ -17,6 +17,7 @@ from mmengine.config import utils as config_utils
 from mmengine.registry import DefaultScope, Registry
 from mmengine.utils import is_installed
 
+from mmextra.engine.arguments import checked
 from mmextra.engine.safe_globals import declare_safe_globals
 
 PACKAGE = Path(__file__).parent
@@ -104,6 +105,12 @@ class LazyRegistry(Registry):
         # A location keeps mmengine from looking for `mmextra.utils.register_all_modules`.
         super().__init__(parent.name, parent=parent, scope='mmextra', locations=['mmextra'])
         self.variable = variable
+
+    def _register_module(self, module: Type, *args, **kwargs) -> None:
+        # Every class of this package refuses wrong arguments in the same words.
+        super()._register_module(
+            checked(module) if isinstance(module, type) else module, *args, **kwargs
+        )
 
     def get(self, key: str) -> Optional[Type]:
         """Return the component registered under ``key``, or what the parent registries hold under

@@ -12,6 +12,7 @@ import numpy as np
 
 SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff')
 HEADERS = ('imagesource:', 'gsd:')
+FURTHEST = 1e6  # pixels; the largest images of DOTA are 30,000 wide
 CUT = 2  # difficulty of objects that a window cuts
 
 
@@ -122,16 +123,22 @@ def read_objects(file: Path) -> Objects:
         SplitError: If a line is not in the format of DOTA.
     """
     quads, names, difficulties = [], [], []
-    for number, line in enumerate(file.read_text().splitlines(), 1):
+    try:
+        text = file.read_text('utf-8-sig').split('\n')
+    except UnicodeDecodeError as error:
+        raise SplitError(f'{file} is no text in UTF-8: {error}') from error
+    for number, line in enumerate(text, 1):
         fields = line.split()
         if not fields or line.startswith(HEADERS):
             continue
         try:
             quad, name = [float(v) for v in fields[:8]], fields[8]
         except (ValueError, IndexError):
+            quad = [math.nan]
+        if not all(abs(v) < FURTHEST for v in quad):
             raise SplitError(
                 f'{file}:{number}: expected x1 y1 x2 y2 x3 y3 x4 y4 class difficulty, found {line!r}'
-            ) from None
+            )
         quads.append(quad)
         names.append(name)
         difficulties.append(fields[9] if len(fields) > 9 else '0')

@@ -14,6 +14,7 @@ import csv
 import hashlib
 import io
 import json
+import math
 import os
 import pickle
 import shutil
@@ -22,8 +23,9 @@ import tarfile
 import tempfile
 import xml.etree.ElementTree as ElementTree
 import zipfile
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Dict, List
+from typing import Dict, Iterator, List
 
 import cv2
 import dota_split
@@ -164,20 +166,19 @@ def lay_out_bccd(source: Path, out: Path, args) -> None:
         copy(voc, out / 'VOC2007', [f'JPEGImages/{name}.jpg' for name in names])
         images, annotations = [], []
         for name in names:
-            tree = ElementTree.parse(voc / 'Annotations' / f'{name}.xml')
-            size = {tag: int(tree.findtext(f'size/{tag}')) for tag in ('width', 'height')}
+            with reading(voc / 'Annotations' / f'{name}.xml') as file:
+                size, objects = read_voc(file)
             images.append(dict(id=len(images), file_name=f'{name}.jpg', **size))
-            for node in tree.iter('object'):
-                corners = (node.findtext(f'bndbox/{k}') for k in ('xmin', 'ymin', 'xmax', 'ymax'))
-                left, top, right, bottom = map(float, corners)
-                box = [left, top, right - left, bottom - top]
+            for label, box in objects:
+                if label not in ids:
+                    raise DataError(f'{file} has an object of class {label!r}, expected {[*ids]}')
                 if min(box[2:]) <= 0:  # two of the authors' boxes have no area
                     continue
                 annotations.append(
                     dict(
                         id=len(annotations) + 1,
                         image_id=len(images) - 1,
-                        category_id=ids[node.findtext('name')],
+                        category_id=ids[label],
                         bbox=box,
                         area=box[2] * box[3],
                         iscrowd=0,
@@ -187,6 +188,20 @@ def lay_out_bccd(source: Path, out: Path, args) -> None:
         boxes += len(annotations)
         write_coco(out, split, images, annotations, categories)
     expect('bccd', 'boxes', boxes, 4886)
+
+
+def read_voc(file: Path):
+    """Size of an image, and class and box (left, top, width, height) of each object."""
+    tree = ElementTree.parse(file)
+    size = {tag: int(tree.findtext(f'size/{tag}')) for tag in ('width', 'height')}
+    objects = []
+    for node in tree.iter('object'):
+        corners = (node.findtext(f'bndbox/{k}') for k in ('xmin', 'ymin', 'xmax', 'ymax'))
+        left, top, right, bottom = map(float, corners)
+        objects.append((node.findtext('name'), [left, top, right - left, bottom - top]))
+    if min(size.values()) < 1 or not np.isfinite([box for _, box in objects]).all():
+        raise ValueError(f'size {size}, objects {objects}')
+    return size, objects
 
 
 def lay_out_camvid(source: Path, out: Path, args) -> None:
@@ -209,8 +224,8 @@ def lay_out_camvid(source: Path, out: Path, args) -> None:
             if image.suffix == '.jpg':
                 shutil.copyfile(image, target)
             else:
-                write_image(target, cv2.imread(str(image))[..., ::-1], JPEG)
-            labels = cv2.imread(str(mask), cv2.IMREAD_UNCHANGED)
+                write_image(target, read_image(image, cv2.IMREAD_COLOR)[..., ::-1], JPEG)
+            labels = read_image(mask, cv2.IMREAD_UNCHANGED)
             labels[labels == 11] = 255  # the authors' id of void
             if labels.ndim != 2 or not set(np.unique(labels)) <= {*range(11), 255}:
                 raise DataError(f'{mask} holds other class ids than 0 to 11 and 255')
@@ -226,7 +241,8 @@ def lay_out_cifar10(source: Path, out: Path, args) -> None:
     if batches:
         counters: Dict[Path, int] = {}
         for batch in batches:
-            pixels, labels = read_cifar_batch(batch)
+            with reading(batch):
+                pixels, labels = read_cifar_batch(batch)
             split = 'test' if batch.name.startswith('test') else 'train'
             print(batch.name)
             for image, label in progress(zip(pixels, labels)):
@@ -264,7 +280,9 @@ def read_cifar_batch(path: Path):
         pixels, labels = records[:, 1:], records[:, 0]
     else:
         batch = _ArraysOnly(io.BytesIO(path.read_bytes()), encoding='bytes').load()
-        pixels, labels = batch[b'data'], batch[b'labels']
+        pixels, labels = np.asarray(batch[b'data']), batch[b'labels']
+    if pixels.dtype != np.uint8 or not all(0 <= label < 10 for label in labels):
+        raise ValueError(f'images of {pixels.dtype}, labels {labels[:10]}...')
     return pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), labels
 
 
@@ -275,10 +293,11 @@ def lay_out_coco128(source: Path, out: Path, args) -> None:
         file = root / 'annotations' / f'instances_{split}.json'
         if not file.is_file():
             raise DataError(f'{file} is absent')
-        coco = json.loads(file.read_text())
-        coco['images'] = sorted(coco['images'], key=lambda image: image['file_name'])[:128]
-        kept = {image['id'] for image in coco['images']}
-        coco['annotations'] = [a for a in coco['annotations'] if a['image_id'] in kept]
+        with reading(file):
+            coco = json.loads(file.read_text('utf-8'))
+            coco['images'] = sorted(coco['images'], key=lambda image: image['file_name'])[:128]
+            kept = {image['id'] for image in coco['images']}
+            coco['annotations'] = [a for a in coco['annotations'] if a['image_id'] in kept]
         copy(root, out, [f'{split}/{image["file_name"]}' for image in coco['images']])
         expect(split, 'images', len(coco['images']), 128)
         (out / 'annotations').mkdir(exist_ok=True)
@@ -294,10 +313,13 @@ def lay_out_ett(source: Path, out: Path, args) -> None:
     """Hourly transformer temperatures, from https://github.com/zhouhaoyi/ETDataset."""
     for name in ('ETTh1.csv', 'ETTh2.csv'):
         file = find(source, name)
-        with file.open(newline='') as stream:
+        with reading(file), file.open(newline='', encoding='utf-8') as stream:
             header, *rows = csv.reader(stream)
         if header != ETT_COLUMNS:
             raise DataError(f'{file} has the columns {header}, expected {ETT_COLUMNS}')
+        for number, row in enumerate(rows, 2):
+            if len(row) != len(header) or not all(map(is_number, row[1:])):
+                raise DataError(f'{file}:{number}: expected a date and 7 numbers, found {row}')
         expect(name, 'hours', len(rows), 17420)
         copy(file.parent, out, [name])
 
@@ -307,15 +329,7 @@ def lay_out_dota_sample(source: Path, out: Path, args) -> None:
     root = find(source, 'labelTxt').parent
     labels = sorted((root / 'labelTxt').glob('*.txt'))[: args.images]
     for label in labels:
-        for number, line in enumerate(label.read_text().splitlines(), 1):
-            fields = line.split()
-            if ':' in line or not fields:  # imagesource:..., gsd:...
-                continue
-            if len(fields) != 10 or not all(is_number(f) for f in fields[:8]):
-                raise DataError(
-                    f'{label}:{number}: expected x1 y1 x2 y2 x3 y3 x4 y4 class difficulty, '
-                    f'found {line!r}'
-                )
+        dota_split.read_objects(label)
     if not labels:
         raise DataError(f'{root / "labelTxt"} holds no .txt files')
     copy(root, out, [f'labelTxt/{p.name}' for p in labels])
@@ -369,12 +383,30 @@ def progress(items):
     return track_iter_progress(list(items)) if sys.stdout.isatty() else items
 
 
+@contextmanager
+def reading(file: Path) -> Iterator[Path]:
+    """Say which file it is that cannot be read."""
+    try:
+        yield file
+    except Exception as error:  # parsers raise whatever a damaged file happens to cause
+        raise DataError(
+            f'{file} cannot be read: it is damaged, or no original ({type(error).__name__}: {error})'
+        ) from error
+
+
 def is_number(text: str) -> bool:
     try:
-        float(text)
+        return math.isfinite(float(text))
     except ValueError:
         return False
-    return True
+
+
+def read_image(path: Path, mode: int) -> np.ndarray:
+    """Read an image as OpenCV has it."""
+    image = cv2.imread(str(path), mode)
+    if image is None:
+        raise DataError(f'{path} cannot be read as an image')
+    return image
 
 
 def write_image(path: Path, image: np.ndarray, options=()) -> None:
@@ -434,7 +466,7 @@ def unpack(source: Path, folder: Path) -> Path:
             safe = dict(filter='data') if hasattr(tarfile, 'data_filter') else {}
             with tarfile.open(source) as archive:
                 archive.extractall(folder, **safe)
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
+    except Exception as error:  # each kind of archive, and of damage, has errors of its own
         raise DataError(
             f'{source} cannot be unpacked ({error}): it should be a .zip or .tar.* file; download '
             'it again if it is'

@@ -31,16 +31,20 @@ SYNTHIA = {
 
 def read_gta5(path: Path) -> np.ndarray:
     """The ids: indices into the palette of the image."""
-    image = Image.open(path)
+    try:
+        image = Image.open(path)
+        labels = np.array(image)
+    except Exception as error:  # Pillow raises whatever a damaged file happens to cause
+        raise ValueError(f'{path} cannot be read as an image: {error}') from error
     if image.mode not in ('P', 'L'):
         raise ValueError(f'{path} is no label of GTA5: expected one channel, found {image.mode}')
-    return np.array(image)
+    return labels
 
 
 def read_synthia(path: Path) -> np.ndarray:
     """The ids: the first of three channels of 16 bits."""
     image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-    if image is None or image.ndim != 3 or image.dtype != np.uint16:
+    if image is None or image.shape[2:] != (3,) or image.dtype != np.uint16:
         raise ValueError(f'{path} is no label of SYNTHIA: expected three channels of 16 bits')
     return image[..., 2]
 

@@ -198,11 +198,16 @@ class ELSA(BaseModule):
     ) -> None:
         super().__init__(init_cfg)
         dim_v = dim_v or dim
-        dim_qk = -(-(dim_qk or dim // 3 * 2) // group_width) * group_width
+        dim_qk = -(-(dim_qk or max(dim // 3 * 2, 1)) // group_width) * group_width
         if kernel_size % 2 == 0:
-            raise ValueError(f'kernel_size must be odd, got {kernel_size}')
+            raise ValueError(
+                f'kernel_size must be odd, got {kernel_size}; it is elsa_kernel of a backbone'
+            )
         if dim_v % num_heads:
-            raise ValueError(f'{dim_v} channels of values are no multiple of num_heads={num_heads}')
+            raise ValueError(
+                f'{dim_v} channels of values are no multiple of num_heads={num_heads}: change dim_v or dim '
+                '(embed_dims of a block)'
+            )
         self.kernel_size, self.dilation = kernel_size, dilation
         self.scale = (dim_v // num_heads) ** -0.5 if qk_scale is None else qk_scale
         self.lam, self.gamma = lam, gamma

@@ -117,7 +117,7 @@ class IrregularPatchEmbed(BaseModule):
         ],
     ) -> None:
         super().__init__(init_cfg)
-        if len(stem_channels) != 4:
+        if len(stem_channels) != 4 or min(stem_channels) < 1:
             raise ValueError(
                 f'stem_channels must be four widths, for strides 2 to 16; got {stem_channels}'
             )

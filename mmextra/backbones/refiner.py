@@ -303,7 +303,9 @@ class RefinerViT(PlainViT):
         dims, num_layers = settings['embed_dims'], settings['num_layers']
         share = [bool(i % 2) for i in range(num_layers)] if share_pattern is None else share_pattern
         transform = (
-            [apply_transform] * num_layers if isinstance(apply_transform, bool) else apply_transform
+            apply_transform
+            if isinstance(apply_transform, (list, tuple))
+            else [apply_transform] * num_layers
         )
         head_expand = head_expand or settings.get('head_expand', 3)
         for name, given in (('share_pattern', share), ('apply_transform', transform)):

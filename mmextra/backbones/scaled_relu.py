@@ -136,7 +136,7 @@ class ScaledReLUConvStem(nn.Module):
         if math.prod(strides) != stem_stride or any(side % stem_stride for side in patch):
             raise ValueError(
                 f'strides {tuple(strides)} must multiply to stem_stride={stem_stride}, and that divide the patch '
-                f'size {patch}'
+                f'size {patch}, kernel_size'
             )
         if not all(k % 2 for k in kernel_sizes):
             raise ValueError(f'kernel_sizes must be odd, got {tuple(kernel_sizes)}')

@@ -60,7 +60,7 @@ class SimpleFeaturePyramid(BaseModule):
         for scale in scales:
             if scale <= 0 or not math.log2(scale).is_integer() or scale > in_channels:
                 raise ValueError(
-                    f'scales must be powers of 2 up to the {in_channels} channels of the map, got {scale}'
+                    f'scales must be powers of 2 up to the {in_channels} channels of the map, in_channels; got {scale}'
                 )
         self.num_outs = num_outs
         self.levels = nn.ModuleList(

@@ -92,7 +92,10 @@ class SPSA(BaseModule):
 
     def _check_channels(self, channels: int) -> None:
         if channels % self.num_heads:
-            raise ValueError(f'{channels} channels are no multiple of num_heads={self.num_heads}')
+            raise ValueError(
+                f'{channels} channels are no multiple of num_heads={self.num_heads}: change embed_dims (in_channels of '
+                'a plugin or block) or num_heads'
+            )
 
     def extra_repr(self) -> str:
         """What ``print`` shows."""

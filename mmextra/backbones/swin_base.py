@@ -1,7 +1,7 @@
 """What the papers of this wing that change a Swin transformer have in common. Nothing is registered here."""
 
 import re
-from typing import Union
+from typing import Sequence, Union
 
 from mmpretrain.models import SwinTransformer
 from torch import Tensor
@@ -18,6 +18,12 @@ INIT_CFG = [
 class SwinBackbone(SwinTransformer):
     """The host's ``SwinTransformer``, whose ``train()`` and ``eval()`` return the module, as any other's do."""
 
+    def __init__(self, arch: dict, *args, out_indices: Sequence[int] = (3,), **kwargs) -> None:
+        stages = len(arch['depths'])
+        if not out_indices or not all(0 <= i < stages for i in out_indices):
+            raise ValueError(f'out_indices must be some of 0 to {stages - 1}, got {out_indices}')
+        super().__init__(arch, *args, out_indices=out_indices, **kwargs)
+
     @classmethod
     def settings_of(cls, arch: Union[str, dict]) -> dict:
         """The settings that a name or a dict stands for.
@@ -32,6 +38,10 @@ class SwinBackbone(SwinTransformer):
         if set(arch) != {'embed_dims', 'depths', 'num_heads'}:
             raise ValueError(
                 f'arch needs the keys embed_dims, depths, num_heads; got {sorted(arch)}'
+            )
+        if len(arch['depths']) != len(arch['num_heads']):
+            raise ValueError(
+                f'arch must have as many depths as num_heads, got {arch["depths"]}, {arch["num_heads"]}'
             )
         return dict(arch)
 

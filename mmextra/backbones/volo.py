@@ -21,6 +21,7 @@ from mmextra.backbones.token_labeling import LVViTBlock, MixToken
 from mmextra.backbones.token_labeling.head import NO_BOX, Box
 from mmextra.backbones.token_labeling.lvvit import conv_bn_relu, mlp
 from mmextra.backbones.token_labeling.lvvit import official_layout as token_labeling_layout
+from mmextra.engine.arguments import checked
 from mmextra.engine.checkpoint import StateDict, is_checkpoint_init, register_layout
 from mmextra.ops.windows import gather_windows, num_windows, scatter_windows
 from mmextra.registry import MODELS
@@ -32,6 +33,7 @@ def official_layout(state: StateDict) -> StateDict:
     return token_labeling_layout(state)
 
 
+@checked
 class OutlookAttention(nn.Module):
     """Outlook attention (section 3.1).
 

@@ -332,7 +332,7 @@ class HGKD(BaseSelfSupervisor):
         downsample_ratio: int = 32,
         teacher_size: Optional[int] = None,
         teacher_preprocessor: Optional[dict] = None,
-        data_preprocessor: Optional[dict] = None,
+        data_preprocessor: Union[dict, nn.Module, None] = None,
         init_cfg: Optional[dict] = None,
     ) -> None:
         super().__init__(backbone, data_preprocessor=data_preprocessor, init_cfg=init_cfg)

@@ -44,7 +44,8 @@ def read_checkpoint(path: str) -> dict:
     try:
         checkpoint = torch.load(file, map_location='cpu', weights_only=True)
     except Exception as error:  # torch raises whatever a damaged pickle happens to cause
-        refused = re.search(r'GLOBAL (\S+)', str(error))
+        # A whole name, that is: not where the file is cut.
+        refused = re.search(r'GLOBAL ([\w.]+\w)\b(?!\.)', str(error))
         if refused:
             raise ValueError(
                 f'{path} is refused: it holds a pickled {refused[1]}, and only tensors and plain data are '

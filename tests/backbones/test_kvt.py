@@ -229,7 +229,7 @@ def test_bad_topk(topk):
         lambda: KNNMultiheadAttention(24, 3, topk),
         lambda: apply_knn_attention(nn.MultiheadAttention(24, 3), topk),
     ):
-        with pytest.raises(ValueError, match='topk must be a number of keys .* or a share'):
+        with pytest.raises((TypeError, ValueError), match='topk must be an? .* or a'):
             build()
 
 

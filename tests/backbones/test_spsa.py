@@ -215,7 +215,7 @@ def test_stochastic_depth():
     'build, message',
     [
         (lambda: SPSA(tau=0.5), 'tau must be at least 1.*got 0.5'),
-        (lambda: SPSA(tau=math.nan), 'tau must be at least 1'),
+        (lambda: SPSA(tau=math.nan), 'tau must not be NaN'),
         (lambda: SPSA(mode='linear'), "'taylor' or 'softmax', got 'linear'"),
         (lambda: SPSA(10, 4), '10 channels are no multiple of num_heads=4'),
         (lambda: SPSA(num_heads=4)(torch.randn(1, 3, 10)), '10 channels are no multiple'),

@@ -897,7 +897,7 @@ def test_attach_label_space():
     assert AttachLabelSpace('a')(dict(x=1)) == dict(x=1, label_space='a')
     assert repr(AttachLabelSpace('a')) == "AttachLabelSpace(name='a')"
     for bad in ('', None):
-        with pytest.raises(ValueError, match='label space'):
+        with pytest.raises((TypeError, ValueError), match='name must be'):
             AttachLabelSpace(bad)
 
 
@@ -960,9 +960,11 @@ def test_evaluator_hands_images_to_their_own_metrics():
 
 def test_evaluator_refuses_what_it_cannot_tell_apart():
     metric = dict(type='mmdet.CocoMetric')
-    for bad in ([], [metric], dict(a=metric, b=metric)):
+    for bad in ([], [metric]):
         with pytest.raises(ValueError, match='one entry for each of the label spaces'):
             LabelSpaceEvaluator(bad, ['a', 'b'])
+    with pytest.raises(TypeError, match='metrics must be a sequence'):
+        LabelSpaceEvaluator(dict(a=metric, b=metric), ['a', 'b'])
     with pytest.raises(ValueError, match='names b more than once'):
         LabelSpaceEvaluator([metric] * 3, ['a', 'b', 'b'])
     evaluator = LabelSpaceEvaluator([[Count(), Count()]], ['a'])

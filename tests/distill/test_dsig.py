@@ -251,7 +251,7 @@ def test_bad_arguments_of_the_loss():
         InstanceGraphLoss(max_nodes=0)
     with pytest.raises(ValueError, match="node_bg must be None or a dict of .'alpha', 'weight'"):
         InstanceGraphLoss(node_bg=dict(wieght=1.0))
-    with pytest.raises(ValueError, match='roi_cls must be None or a dict'):
+    with pytest.raises(TypeError, match='roi_cls must be a dict or None, got 3.0'):
         InstanceGraphDistillHook(TEACHER, roi_cls=3.0)
 
 

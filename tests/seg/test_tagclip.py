@@ -931,7 +931,7 @@ def test_wrong_embedding_files(tmp_path):
         (np.ones((5, 8)), r'expected \(classes, 16\)'),
         (np.ones(16), 'expected'),
         (np.zeros((5, 16)), 'zero or not finite'),
-        (np.full((5, 16), np.nan), 'zero or not finite'),
+        (np.full((5, 16), np.nan), 'not finite'),
     ):
         np.save(path, rows)
         with pytest.raises(ValueError, match=message):

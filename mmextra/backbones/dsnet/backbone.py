@@ -84,7 +84,8 @@ class DSBlock(BaseModule):
             )
         if streams != 'local' and dims % num_heads:
             raise ValueError(
-                f'the {dims} channels of the global stream are no multiple of num_heads={num_heads}'
+                f'the {dims} channels of the global stream are no multiple of num_heads={num_heads}: change '
+                f'embed_dims={embed_dims} or num_heads'
             )
         self.num_heads = num_heads
         self.reduction = reduction

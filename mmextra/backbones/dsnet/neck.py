@@ -54,7 +54,12 @@ class DSFPN(FPN):
         if len(reductions) != len(in_channels):
             raise ValueError(
                 f'reductions must have a number for each of the {len(in_channels)} maps of the backbone, '
-                f'got {reductions}'
+                f'in_channels; got {reductions}'
+            )
+        if out_channels % (2 * ds_heads):
+            raise ValueError(
+                f'out_channels must be a multiple of 2 * ds_heads={2 * ds_heads}, got {out_channels}: half of them go '
+                'to the heads'
             )
         super().__init__(
             in_channels, out_channels, num_outs, norm_cfg=norm_cfg, init_cfg=init_cfg, **kwargs

@@ -38,7 +38,9 @@ class SemanticPooling(BaseModule):
     def __init__(self, embed_dims: int, num_semantic: int, mode: str = 'learned') -> None:
         super().__init__()
         if mode not in ('learned', 'avg', 'max'):
-            raise ValueError(f"pool must be 'learned', 'avg' or 'max', got {mode!r}")
+            raise ValueError(
+                f"mode (pool of STViT) must be 'learned', 'avg' or 'max', got {mode!r}"
+            )
         self.num_semantic = num_semantic
         self.mode = mode
         if mode == 'learned':

@@ -11,6 +11,7 @@ from mmcv.transforms import BaseTransform, RandomFlip
 from mmpretrain.datasets.transforms import RandAugment, RandomResizedCrop, Rotate, Shear, Translate
 from scipy.ndimage import affine_transform
 
+from mmextra.engine.arrays import read_arrays
 from mmextra.registry import TRANSFORMS
 
 Affine = Tuple[float, float, float, float, float, float]
@@ -116,16 +117,20 @@ class LoadTokenLabel(BaseTransform):
                 f'{image} has no label map {path}: check data_root and suffix of LoadTokenLabel, '
                 'or write the maps with tools/generate_token_label.py'
             )
-        if self.suffix == '.pt':
-            label = torch.load(path, map_location='cpu', weights_only=True)
-            label = label.float().numpy() if isinstance(label, torch.Tensor) else np.empty(0)
-        else:
-            with np.load(path, allow_pickle=False) as file:
-                label = np.stack((file['values'], file['ids'])).astype(np.float32)
-        if label.ndim != 4 or label.shape[0] != 2:
+        try:
+            if self.suffix == '.pt':
+                label = torch.load(path, map_location='cpu', weights_only=True)
+                label = label.float().numpy() if isinstance(label, torch.Tensor) else np.empty(0)
+            else:
+                label = np.stack(read_arrays(path, 'values', 'ids')).astype(np.float32)
+        except Exception as error:  # torch raises whatever a damaged file happens to cause
+            raise ValueError(f'{path} cannot be read as a label map: {error}') from error
+        if label.ndim != 4 or label.shape[0] != 2 or not label.size:
             raise ValueError(
                 f'{path} must hold values and class ids, (2, k, H, W); it holds {label.shape}'
             )
+        if not np.isfinite(label).all() or label[1].min() < 0:
+            raise ValueError(f'{path} must hold finite values, and class ids that count from 0')
         results['token_label'] = label
         return results
 

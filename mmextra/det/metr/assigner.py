@@ -5,7 +5,7 @@ Language-aware Multiple Datasets Detection Pretraining for DETRs (arXiv 2304.035
 """
 
 import logging
-from typing import Optional, Tuple
+from typing import Optional, Sequence, Tuple, Union
 
 import numpy as np
 from mmdet.models.task_modules import AssignResult, HungarianAssigner
@@ -31,7 +31,7 @@ class GroupHungarianAssigner(HungarianAssigner):
 
     def __init__(
         self,
-        match_costs=(
+        match_costs: Union[dict, Sequence[dict]] = (
             dict(type='mmdet.FocalLossCost', weight=2.0),
             dict(type='mmdet.BBoxL1Cost', weight=5.0, box_format='xywh'),
             dict(type='mmdet.IoUCost', iou_mode='giou', weight=2.0),

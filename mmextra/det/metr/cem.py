@@ -112,6 +112,8 @@ class CategoryExtractionModule(BaseModule):
         loss_weight: float = 1.0,
     ) -> None:
         super().__init__()
+        if embed_dims % num_heads:
+            raise ValueError(f'embed_dims={embed_dims} is no multiple of num_heads={num_heads}')
         self.layers = nn.ModuleList(
             CategoryExtractionLayer(embed_dims, num_heads, feedforward_channels)
             for _ in range(num_layers)

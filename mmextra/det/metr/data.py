@@ -30,11 +30,11 @@ class AttachLabelSpace(BaseTransform):
         name (str): A label space of the model.
 
     Raises:
-        ValueError: If the name is no text, or an empty one.
+        ValueError: If the name is empty.
     """
 
     def __init__(self, name: str) -> None:
-        if not isinstance(name, str) or not name:
+        if not name:
             raise ValueError(f'name must be that of a label space, found {name!r}')
         self.name = name
 
@@ -70,7 +70,8 @@ class SizePowerSampler(MultiDataSampler):
         sizes = [len(part) for part in dataset.datasets]
         if not all(sizes):
             raise ValueError(f'every data set must have images, found {sizes}')
-        super().__init__(dataset, [size**power for size in sizes], seed, round_up)
+        shares = [(size / max(sizes)) ** power for size in sizes]
+        super().__init__(dataset, shares, seed, round_up)
 
 
 def label_spaces_of(dataset) -> Iterator[Tuple[Optional[str], BaseDataset]]:
@@ -121,7 +122,7 @@ class LabelSpaceCheckHook(Hook):
             return
         names = model.label_spaces.names[model.test_label_space]
         for _, part in label_spaces_of(dataset):
-            if tuple(part.metainfo.get('classes', ())) != names:
+            if _classes(part) != names:
                 print_log(
                     f'images of {_title(part)} are asked about {", ".join(names[:5])}'
                     f'{", ..." * (len(names) > 5)} (test_label_space), which are not its classes: '
@@ -140,7 +141,7 @@ class LabelSpaceCheckHook(Hook):
                     f'{_title(part)} has the label space {space!r}, expected one of '
                     f'{", ".join(names)}: see mmextra.AttachLabelSpace'
                 )
-            if tuple(part.metainfo.get('classes', ())) != names[space]:
+            if _classes(part) != names[space]:
                 raise ValueError(
                     f'{_title(part)} has other classes, or in another order, than label space '
                     f'{space!r} of the model: {part.metainfo.get("classes")} and {names[space]}'
@@ -156,6 +157,12 @@ class LabelSpaceCheckHook(Hook):
 def _model(runner: Runner):
     """The METR of a run, out of the wrappers of distributed training."""
     return runner.model.module if is_model_wrapper(runner.model) else runner.model
+
+
+def _classes(dataset: BaseDataset) -> tuple:
+    """The category names of a data set, as far as it has a list of them."""
+    classes = dataset.metainfo.get('classes')
+    return tuple(classes) if isinstance(classes, (list, tuple)) else ()
 
 
 def _title(dataset: BaseDataset) -> str:

@@ -16,6 +16,8 @@ from mmengine.hub import get_config
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
+from mmextra.engine.arguments import check
+from mmextra.engine.arrays import read_arrays
 from mmextra.engine.checkpoint import read_checkpoint, state_dict_of
 from mmextra.registry import DATASETS, MODELS
 
@@ -37,13 +39,20 @@ def resolve_label_space(name: str, space: LabelSpace) -> Tuple[str, ...]:
     """
     names = space
     if isinstance(space, str):
-        dataset = DATASETS.get(space)
+        try:
+            dataset = DATASETS.get(space)
+        except KeyError as error:
+            raise KeyError(f'label_spaces[{name!r}]: {error.args[0]}') from None
         names = getattr(dataset, 'METAINFO', {}).get('classes')
         if not names:
             raise ValueError(
                 f'label_spaces[{name!r}] is {space!r}, expected a dataset class with '
                 "METAINFO['classes'], or a list of category names"
             )
+    if not isinstance(names, (list, tuple)):
+        raise ValueError(
+            f'label_spaces[{name!r}] must be a list of category names, found {names!r}'
+        )
     names = tuple(names)
     if not names or not all(isinstance(n, str) and n.strip() for n in names):
         raise ValueError(f'label_spaces[{name!r}] must hold category names, found {names!r}')
@@ -76,6 +85,7 @@ def hashed_names(names: Sequence[str], dims: int = 512) -> np.ndarray:
     Returns:
         np.ndarray: (V, dims).
     """
+    check('dims', 'dims', dims, int)
     return np.stack([_hashed(name.lower(), dims) for name in names])
 
 
@@ -90,6 +100,7 @@ def hashed_characters(names: Sequence[str], dims: int = 512) -> np.ndarray:
     Returns:
         np.ndarray: (V, dims).
     """
+    check('dims', 'dims', dims, int)
     padded = [f'<{name.lower()}>' for name in names]
     return np.stack(
         [sum(_hashed(text[i : i + 3], dims) for i in range(len(text) - 2)) for text in padded]
@@ -117,10 +128,14 @@ def read_embeddings(names: Sequence[str], path: str) -> np.ndarray:
             'tools/make_category_embeddings.py'
         )
     try:
-        with np.load(file, allow_pickle=False) as content:
-            known, vectors = content['names'].tolist(), content['embeddings']
-    except (KeyError, OSError, ValueError) as error:
+        known, vectors = read_arrays(file, 'names', 'embeddings')
+    except ValueError as error:
         raise ValueError(f'{path} is no file of category embeddings ({error})') from error
+    if known.ndim != 1 or vectors.ndim != 2 or len(known) != len(vectors):
+        raise ValueError(
+            f'{path} must hold V names and embeddings (V, dims), found {known.shape} and {vectors.shape}'
+        )
+    known = known.tolist()
     index = {name: i for i, name in enumerate(known)}
     missing = [name for name in names if name not in index]
     if missing:
@@ -226,12 +241,14 @@ def embed_names(names: Sequence[str], source: str = 'characters', **options) -> 
     Raises:
         ValueError: If the source is unknown, or gives no finite vectors.
     """
-    if source not in SOURCES:
+    if not isinstance(source, str) or source not in SOURCES:
         raise ValueError(f'no source {source!r} of embeddings; there are {", ".join(SOURCES)}')
     vectors = torch.from_numpy(np.asarray(SOURCES[source](names, **options), np.float32))
     lengths = vectors.norm(dim=1, keepdim=True)
     if not (torch.isfinite(lengths).all() and (lengths > 0).all()):
-        raise ValueError(f'embeddings from {source!r} must be finite and not zero')
+        raise ValueError(
+            f'embeddings from {options.get("path", source)!r} must be finite and not zero'
+        )
     return vectors / lengths
 
 

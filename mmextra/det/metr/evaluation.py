@@ -23,7 +23,7 @@ class LabelSpaceEvaluator(Evaluator):
     classes of its own part. Results are named ``LABEL_SPACE/METRIC_PREFIX/NAME``.
 
     Args:
-        metrics (Sequence[dict | Sequence[dict]]): Config of a metric, or of several, for each data
+        metrics (Sequence[dict | Sequence[dict]]): A metric or its config, or several, for each data
             set, in the order of the data sets.
         label_spaces (Sequence[str]): The label space of each, as ``AttachLabelSpace`` names it.
 
@@ -33,11 +33,13 @@ class LabelSpaceEvaluator(Evaluator):
     """
 
     def __init__(
-        self, metrics: Sequence[Union[dict, Sequence[dict]]], label_spaces: Sequence[str]
+        self,
+        metrics: Sequence[Union[dict, BaseMetric, Sequence[Union[dict, BaseMetric]]]],
+        label_spaces: Sequence[str],
     ) -> None:
-        if isinstance(metrics, dict) or not metrics or len(metrics) != len(label_spaces):
+        if not metrics or len(metrics) != len(label_spaces):
             raise ValueError(
-                f'metrics must be a list of one entry for each of the label spaces {label_spaces}, '
+                f'metrics must be a list of one entry for each of the label spaces, label_spaces={label_spaces}, '
                 f'found {metrics!r}'
             )
         repeated = sorted({s for s in label_spaces if list(label_spaces).count(s) > 1})
@@ -50,7 +52,7 @@ class LabelSpaceEvaluator(Evaluator):
         own = [
             (space, metric)
             for space, several in zip(label_spaces, metrics)
-            for metric in ([several] if isinstance(several, dict) else several)
+            for metric in (several if isinstance(several, (list, tuple)) else [several])
         ]
         super().__init__([metric for _, metric in own])
         self.spaces = list(label_spaces)

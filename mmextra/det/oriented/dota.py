@@ -1,5 +1,6 @@
 """The DOTA data sets, versions 1.0, 1.5 and 2.0, as oriented boxes."""
 
+import math
 import struct
 from collections import Counter
 from pathlib import Path
@@ -14,6 +15,7 @@ from mmextra.structures.oriented_boxes import quads_to_boxes
 
 HEADERS = ('imagesource:', 'gsd:')
 MIN_SIZE = 1.0  # pixels
+FURTHEST = 1e6  # pixels; the largest images of DOTA are 30,000 wide
 CLASSES = (
     *('plane', 'baseball-diamond', 'bridge', 'ground-track-field', 'small-vehicle'),
     *('large-vehicle', 'ship', 'tennis-court', 'basketball-court', 'storage-tank'),
@@ -53,7 +55,8 @@ class OrientedDOTADataset(BaseDataset):
 
     Raises:
         FileNotFoundError: If the folder of annotations or an image is absent.
-        ValueError: If a line is not in the format, or of a class that the data set does not have.
+        ValueError: If a line is not in the format, or of a class that the data set does not have,
+            or if an image is damaged.
     """
 
     METAINFO = dict(classes=CLASSES, palette=PALETTE[: len(CLASSES)])
@@ -183,8 +186,12 @@ def read_dota(file: Path) -> List[Tuple[List[float], str, int]]:
     Raises:
         ValueError: If a line is not in the format; the message names file and line.
     """
+    try:
+        lines = Path(file).read_text('utf-8-sig').split('\n')
+    except UnicodeDecodeError as error:
+        raise ValueError(f'{file} is no text in UTF-8: {error}') from error
     objects = []
-    for number, line in enumerate(Path(file).read_text().splitlines(), 1):
+    for number, line in enumerate(lines, 1):
         if not line.strip() or line.startswith(HEADERS):
             continue
         fields = line.split()
@@ -192,10 +199,12 @@ def read_dota(file: Path) -> List[Tuple[List[float], str, int]]:
             quad, name = [float(v) for v in fields[:8]], fields[8]
             difficulty = int(fields[9]) if len(fields) > 9 else 0
         except (ValueError, IndexError):
+            quad = [math.nan]
+        if not all(abs(v) < FURTHEST for v in quad):
             raise ValueError(
                 f'{file}:{number}: expected x1 y1 x2 y2 x3 y3 x4 y4 class difficulty, found '
                 f'{len(fields)} fields: {line!r}'
-            ) from None
+            )
         objects.append((quad, name, difficulty))
     return objects
 
@@ -209,8 +218,15 @@ def image_size(path: Path) -> Tuple[int, int]:
     with path.open('rb') as file:
         header = file.read(24)
         # Pillow refuses to open the largest images of DOTA.
-        if header.startswith(b'\x89PNG\r\n\x1a\n') and len(header) == 24:
-            return struct.unpack('>II', header[16:])
-        file.seek(0)
-        with Image.open(file) as image:
-            return image.size
+        if header.startswith(b'\x89PNG\r\n\x1a\n\0\0\0\rIHDR') and len(header) == 24:
+            size = struct.unpack('>II', header[16:])
+        else:
+            file.seek(0)
+            try:
+                with Image.open(file) as image:
+                    size = image.size
+            except Exception as error:  # Pillow raises whatever a damaged file happens to cause
+                raise ValueError(f'{path} cannot be read as an image: {error}') from error
+    if min(size) < 1:
+        raise ValueError(f'{path} is an image of {size[0]}x{size[1]} pixels')
+    return size

@@ -171,7 +171,8 @@ def check_levels(in_channels: Sequence[int], out_channels: Sequence[int]) -> Non
             f'student and teacher must have the same number of levels: the student has '
             f'{len(in_channels)} (channels {list(in_channels)}), the teacher {len(out_channels)} '
             f'(channels {list(out_channels)}). Name as many `student_layers` as `teacher_layers`, or '
-            'give the necks the same `num_outs`.'
+            'give the necks the same `num_outs`; in_channels are those of the student, out_channels the '
+            "teacher's."
         )
 
 

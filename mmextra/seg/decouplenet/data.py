@@ -18,6 +18,7 @@ from mmseg.models import SegDataPreProcessor
 from mmseg.registry import DATASETS as MMSEG_DATASETS
 from torch.utils.data import Dataset, Sampler
 
+from mmextra.engine.arrays import read_arrays
 from mmextra.registry import DATA_SAMPLERS, DATASETS, MODELS
 
 IGNORED = 255
@@ -188,6 +189,11 @@ class DomainPairDataset(Dataset):
         self.source, self.target = (
             MMSEG_DATASETS.build(d) if isinstance(d, dict) else d for d in (source, target)
         )
+        for name, dataset in (('source', self.source), ('target', self.target)):
+            if not hasattr(dataset, 'metainfo'):
+                raise TypeError(
+                    f'{name} must be a data set of mmseg or a dict, got {type(dataset).__name__}'
+                )
         self.class_balanced = class_balanced
         self.class_counts = class_counts
         classes = [d.metainfo.get('classes') for d in (self.source, self.target)]
@@ -274,11 +280,13 @@ class DomainPairDataset(Dataset):
         shape = (len(self.source), len(self.metainfo['classes']))
         file = self.class_counts and Path(self.class_counts)
         if file and file.is_file():
-            counts = np.load(file, allow_pickle=False)
-            if counts.shape != shape:
+            (counts,) = read_arrays(file)
+            if counts.shape != shape or counts.dtype.kind not in 'iu' or counts.min() < 0:
                 raise ValueError(
                     f'{file} counts {counts.shape} images and classes, the source has {shape}: remove it'
                 )
+            if not counts.any():
+                raise ValueError(f'{file} counts no pixel at all: remove it')
             return counts
         print_log(f'counting the pixels of each class in {shape[0]} images', 'current')
         load = LoadAnnotations()
@@ -320,7 +328,7 @@ class DomainPairSampler(Sampler):
     def __init__(self, dataset: DomainPairDataset, seed: Optional[int] = None) -> None:
         if not hasattr(dataset, 'source_indices'):
             raise ValueError(
-                f'DomainPairSampler is for mmextra.DomainPairDataset, got {type(dataset).__name__}'
+                f'dataset must be a mmextra.DomainPairDataset, got {type(dataset).__name__}'
             )
         self.dataset = dataset
         self.rank, self.world_size = get_dist_info()

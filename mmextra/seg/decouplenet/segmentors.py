@@ -519,12 +519,21 @@ class DecoupleSelfTraining(StepwiseSegmentor):
                         f'there are no thresholds {source}: write soft labels and thresholds with the '
                         'model of phase 1, mmextra.SoftLabelDumper and tools/test.py first'
                     )
-                source = json.loads(Path(source).read_text())['thresholds']
-            if len(source) != self.num_classes:
+                try:
+                    content = json.loads(Path(source).read_text())['thresholds']
+                    values = torch.tensor([float(t) for t in content])
+                except (ValueError, KeyError, TypeError, OverflowError) as error:
+                    raise ValueError(f'{source} holds no thresholds: {error}') from error
+            else:
+                values = torch.tensor([float(t) for t in source])
+            if len(values) != self.num_classes:
                 raise ValueError(
-                    f'thresholds are for {len(source)} classes, the model has {self.num_classes}'
+                    f'thresholds are for {len(values)} classes, the model has {self.num_classes}: '
+                    f'{source}'
                 )
-            self._thresholds = torch.tensor([float(t) for t in source])
+            if not values.isfinite().all():
+                raise ValueError(f'thresholds must be finite: {source}')
+            self._thresholds = values
         return self._thresholds
 
     @torch.no_grad()

@@ -9,6 +9,7 @@ import torch
 from mmcv.transforms import BaseTransform
 from torchvision.transforms import ColorJitter
 
+from mmextra.engine.arrays import read_arrays
 from mmextra.registry import TRANSFORMS
 
 
@@ -100,6 +101,7 @@ class LoadSoftLabel(BaseTransform):
 
         Raises:
             FileNotFoundError: If there is none for this image.
+            ValueError: If it is damaged, or holds something else.
         """
         file = self.folder / f'{Path(results["img_path"]).stem}.npy'
         if not file.is_file():
@@ -107,7 +109,12 @@ class LoadSoftLabel(BaseTransform):
                 f'there is no soft label {file} for {results["img_path"]}: write them with the model of phase 1, '
                 'mmextra.SoftLabelDumper and tools/test.py'
             )
-        results['soft_label'] = np.load(file, allow_pickle=False).astype(np.float32, copy=False)
+        (label,) = read_arrays(file)
+        if label.ndim != 3 or label.dtype.kind != 'f':
+            raise ValueError(
+                f'{file} must hold logits (num_classes, h, w), it holds {label.dtype} {label.shape}'
+            )
+        results['soft_label'] = label.astype(np.float32, copy=False)
         return results
 
 

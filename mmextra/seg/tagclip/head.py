@@ -218,7 +218,7 @@ class TagCLIPHead(BaseDecodeHead):
         if not set(seen_idx) <= set(all_idx) or len(set(seen_idx)) < len(seen_idx):
             raise ValueError(
                 f'seen_idx must hold different indices of the {len(all_idx)} classes '
-                f'(0 to {len(all_idx) - 1}), got {seen_idx}'
+                f'(0 to {len(all_idx) - 1}) of all_idx, got {seen_idx}'
             )
         if num_classes not in (None, len(seen_idx), len(all_idx)):
             raise ValueError(

@@ -1,8 +1,7 @@
 """The TagCLIP segmentor (arXiv 2304.07547)."""
 
-from typing import List, Optional, Sequence, Tuple
+from typing import List, Optional, Sequence, Tuple, Union
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from mmengine.structures import PixelData
@@ -12,6 +11,7 @@ from mmseg.registry import MODELS as MMSEG_MODELS
 from mmseg.utils import get_classes
 from torch import Tensor, nn
 
+from mmextra.engine.arrays import read_arrays
 from mmextra.engine.checkpoint import is_checkpoint_init
 from mmextra.registry import MODELS
 from mmextra.seg.tagclip.checkpoint import checkpoint_of, load_clip
@@ -69,7 +69,7 @@ def check_vocabulary(names: Sequence[str]) -> List[str]:
     Raises:
         ValueError: If there are none, or one is empty, or the same as another.
     """
-    if isinstance(names, str) or not names:
+    if not isinstance(names, (list, tuple)) or not names:
         raise ValueError(f'vocabulary must be a list of class names, got {names!r}')
     empty = [i for i, name in enumerate(names) if not str(name).strip()]
     if empty:
@@ -128,8 +128,8 @@ class TagCLIP(EncoderDecoder):
         both_class: Optional[Sequence[int]] = None,
         train_cfg: Optional[dict] = None,
         test_cfg: Optional[dict] = None,
-        data_preprocessor: Optional[dict] = None,
-        pretrained: None = None,
+        data_preprocessor: Union[dict, nn.Module, None] = None,
+        pretrained: Optional[str] = None,
         init_cfg: Optional[dict] = None,
     ) -> None:
         if pretrained is not None:
@@ -184,10 +184,10 @@ class TagCLIP(EncoderDecoder):
 
     @staticmethod
     def _read_embedding(path: str, channels: int) -> Tensor:
-        rows = np.load(path, allow_pickle=False)
-        if rows.ndim != 2 or rows.shape[1] != channels or not len(rows):
+        (rows,) = read_arrays(path)
+        if rows.ndim != 2 or rows.shape[1] != channels or not len(rows) or rows.dtype.kind == 'U':
             raise ValueError(
-                f'text_embedding {path} holds {rows.shape}, expected (classes, {channels})'
+                f'text_embedding {path} holds {rows.dtype} {rows.shape}, expected (classes, {channels})'
             )
         rows = torch.from_numpy(rows).float()
         if not torch.isfinite(rows).all() or (rows.norm(dim=1) == 0).any():

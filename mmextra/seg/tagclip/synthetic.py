@@ -17,6 +17,7 @@ from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
 from torch import Tensor
 
+from mmextra.engine.arguments import check
 from mmextra.registry import DATASETS, MODELS
 
 
@@ -34,8 +35,12 @@ def class_vectors(
     Returns:
         tuple: The names of the classes, and their vectors of length 1, (C, D) float32.
     """
+    for name, value in dict(num_seen=num_seen, num_novel=num_novel, dim=dim).items():
+        check(name, name, value, int)
     if not 0 <= num_novel <= num_seen:
         raise ValueError(f'num_novel must be 0 to num_seen={num_seen}, got {num_novel}')
+    if not 0 <= cosine <= 1:
+        raise ValueError(f'cosine must lie in [0, 1], got {cosine}')
     draw = np.random.RandomState(seed)
     seen = draw.randn(num_seen, dim)
     seen /= np.linalg.norm(seen, axis=1, keepdims=True)

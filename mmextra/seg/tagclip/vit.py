@@ -105,7 +105,7 @@ class VPTCLIPVisionTransformer(BaseModule):
     ) -> None:
         super().__init__(init_cfg)
         self.out_indices = tuple(out_indices or (layers - 1,))
-        self._check(width, layers, prompt_dim, total_d_layer, self.out_indices)
+        self._check(width, heads, layers, prompt_dim, total_d_layer, self.out_indices)
         self.patch_size = patch_size
         self.grid = input_resolution // patch_size
         self.num_tokens = num_tokens
@@ -137,12 +137,14 @@ class VPTCLIPVisionTransformer(BaseModule):
             parameter.requires_grad = 'prompt' in name
 
     @staticmethod
-    def _check(width, layers, prompt_dim, total_d_layer, out_indices) -> None:
+    def _check(width, heads, layers, prompt_dim, total_d_layer, out_indices) -> None:
         if prompt_dim not in (None, width):
             raise ValueError(f'prompt_dim must be width={width}, got {prompt_dim}: leave it out')
+        if width % heads:
+            raise ValueError(f'width={width} is no multiple of heads={heads}')
         if not 0 <= total_d_layer < layers:
             raise ValueError(
-                f'total_d_layer must be 0 to {layers - 1}, the blocks after the first, '
+                f'total_d_layer must be 0 to {layers - 1}, the blocks after the first of layers={layers}, '
                 f'got {total_d_layer}'
             )
         wrong = [i for i in out_indices if not 0 <= i < layers]
