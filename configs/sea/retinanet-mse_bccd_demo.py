@@ -10,7 +10,7 @@ custom_hooks = [
         ),
         # As strong as the losses of SEA: equal norm of the gradient at the start of training, by
         # tools/distill_gradients.py.
-        feat=0.63,
+        feat=0.0063,
         node_fg=None,
         node_bg=None,
         edge=None,
