@@ -116,5 +116,7 @@ def test_classes_of_others_are_left_alone():
 
 def test_registering_is_enough():
     assert isinstance(HOOKS, LazyRegistry)
-    with pytest.raises(TypeError, match="SeedEachEpochHook: seed must be an integer or None, got 'x'"):
+    with pytest.raises(
+        TypeError, match="SeedEachEpochHook: seed must be an integer or None, got 'x'"
+    ):
         HOOKS.build(dict(type='SeedEachEpochHook', seed='x'))
