@@ -40,7 +40,7 @@ train_dataloader = dict(
 )
 optim_wrapper = dict(optimizer=dict(lr=2e-3))
 model_wrapper_cfg = dict(type='mmextra.StepwiseDataParallel')
-param_scheduler = [dict(type='PolyLR', power=0.9, eta_min=0.0, begin=0, end=500, by_epoch=False)]
-train_cfg = dict(max_iters=500)
-default_hooks = dict(checkpoint=dict(interval=500))
-load_from = 'work_dirs/decouplenet_r18-small_drawn-source-to-target_demo/iter_1000.pth'
+param_scheduler = [dict(type='PolyLR', power=0.9, eta_min=0.0, begin=0, end=800, by_epoch=False)]
+train_cfg = dict(max_iters=800)
+default_hooks = dict(checkpoint=dict(interval=800))
+load_from = 'work_dirs/decouplenet_r18-small_drawn-source-to-target_demo/iter_1500.pth'

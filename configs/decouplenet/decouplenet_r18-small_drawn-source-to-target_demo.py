@@ -14,7 +14,7 @@ optim_wrapper = dict(
     out_discriminator=dict(optimizer=dict(type='Adam', lr=1e-4, betas=(0.9, 0.99))),
 )
 model_wrapper_cfg = dict(type='mmextra.StepwiseDataParallel')
-param_scheduler = [dict(type='PolyLR', power=0.9, eta_min=0.0, begin=0, end=1000, by_epoch=False)]
-train_cfg = dict(max_iters=1000)
-default_hooks = dict(checkpoint=dict(interval=1000))
+param_scheduler = [dict(type='PolyLR', power=0.9, eta_min=0.0, begin=0, end=1500, by_epoch=False)]
+train_cfg = dict(max_iters=1500)
+default_hooks = dict(checkpoint=dict(interval=1500))
 load_from = 'work_dirs/aspp-sum_r18-small_drawn-source_demo/iter_600.pth'
