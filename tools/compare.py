@@ -6,6 +6,9 @@
 Trains through `mim train`. What stands under `--before` is trained once, with seed 0, to
 work_dirs/CONFIG, where demo configs look for their teacher. A finished run is not repeated. Writes
 `table.md`, `plot.svg` and `runs.json` to the output folder: the mean over the seeds ± their standard deviation.
+
+A metric is that of the last validation, `METRIC@EPOCH` that of another one. With `--grid KEY=VALUE,VALUE` every config
+is trained with each of the values: `METRIC@VALUE`, `METRIC@lowest` and `METRIC@highest`.
 """
 
 import argparse
@@ -19,6 +22,7 @@ from pathlib import Path
 from typing import Dict, List, Sequence
 
 ROOT = Path(__file__).resolve().parents[1]
+OWN = ('seconds', 'minutes')  # figures of every run, beside its metrics
 
 
 def call(command: List, **environment) -> None:
@@ -44,10 +48,13 @@ def seconds_per_iteration(work_dir: Path) -> float:
 
 
 def metrics(work_dir: Path) -> Dict[str, float]:
-    """What the last validation gave; nothing for a run without one."""
-    validations = [line for line in logged(work_dir) if 'loss' not in line]
-    last = validations[-1] if validations else {}
-    return {k: v for k, v in last.items() if k not in ('step', 'time', 'data_time')}
+    """What the last validation gave, and each one as `METRIC@STEP`; nothing for a run without one."""
+    last, each = {}, {}
+    for line in logged(work_dir):
+        if 'loss' not in line:
+            last = {k: v for k, v in line.items() if k not in ('step', 'time', 'data_time')}
+            each.update({f'{k}@{line["step"]}': v for k, v in last.items()})
+    return {**last, **each}
 
 
 def train(config: Path, work_dir: Path, seed: int, options: Sequence[str] = ()) -> dict:
@@ -67,6 +74,22 @@ def train(config: Path, work_dir: Path, seed: int, options: Sequence[str] = ()) 
         )
         done.write_text(json.dumps(figures))
     return json.loads(done.read_text())
+
+
+def train_grid(config: Path, work_dir: Path, seed: int, options: Sequence[str], grid: str) -> dict:
+    """Train with each value of an option; return the figures of all, and the extremes among them."""
+    key, _, values = grid.partition('=')
+    found = {}
+    for value in values.split(','):
+        own_dir = work_dir.with_name(f'{work_dir.name}_{key.rpartition(".")[2]}-{value}')
+        found[value] = train(config, own_dir, seed, [*options, f'{key}={value}'])
+    figures = {f'{k}@{value}': v for value, run in found.items() for k, v in run.items()}
+    for k in next(iter(found.values())):
+        every = [run[k] for run in found.values()]
+        figures.update({f'{k}@lowest': min(every), f'{k}@highest': max(every)})
+        if k in OWN:
+            figures[k] = statistics.mean(every)
+    return figures
 
 
 def plot(
@@ -106,24 +129,40 @@ def plot(
 
 
 def table(runs: Dict[str, List[dict]], columns: Sequence[str], percent: bool) -> str:
-    """A row for each config: mean over seeds, and the spread where there is more than one."""
+    """A row for each config: mean over seeds, and the spread where there is more than one.
+
+    Shares, of which none is larger than 1, have three digits.
+    """
+
+    def values_of(figures: List[dict], key: str) -> List[float]:
+        scale = 100 if percent and key not in OWN else 1
+        return [f[key] * scale for f in figures if key in f]
+
+    def digits_of(key: str) -> int:
+        every = [abs(v) for figures in runs.values() for v in values_of(figures, key)]
+        shares = key not in OWN and every and max(every) <= 1 and any(v % 1 for v in every)
+        return 3 if shares or key == 'seconds' else 1
 
     def cell(figures: List[dict], key: str) -> str:
-        values = [f[key] for f in figures if key in f]
+        values, digits = values_of(figures, key), digits_of(key)
         if not values:
             return '-'
-        own = key in ('seconds', 'minutes')
-        digits = 3 if key == 'seconds' else 1
-        values = [v * 100 if percent and not own else v for v in values]
-        spread = f' ± {statistics.stdev(values):.{digits}f}' if len(values) > 1 and not own else ''
+        spread = ''
+        if len(values) > 1 and key not in OWN:
+            spread = f' ± {statistics.stdev(values):.{digits}f}'
         return f'{statistics.mean(values):.{digits}f}{spread}'
 
-    columns = [*columns, 'seconds', 'minutes']
-    titles = [*columns[:-2], 'train s/iter', 'minutes a run']
+    titles = [*columns, 'train s/iter', 'minutes a run']
+    columns = [*columns, *OWN]
     lines = ['| run | ' + ' | '.join(titles) + ' |', '| --- ' * (len(titles) + 1) + '|']
     for name, figures in runs.items():
         lines.append(f'| {name} | ' + ' | '.join(cell(figures, c) for c in columns) + ' |')
     return '\n'.join(lines)
+
+
+def default_columns(figures: dict) -> List[str]:
+    """The metrics of the last validation, of which one may have an `@` in its own name: recall@20."""
+    return [k for k in figures if k not in OWN and k.rpartition('@')[0] not in figures]
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -142,7 +181,14 @@ def parse_args(argv=None) -> argparse.Namespace:
         metavar='KEY=VALUE',
         help='for the configs compared; {seed} is filled in',
     )
+    cli.add_argument(
+        '--grid', metavar='KEY=VALUE,VALUE', help='an option, and values to train with'
+    )
     args = cli.parse_args(argv)
+    if args.grid and '=' not in args.grid:
+        cli.error(f'--grid: must be KEY=VALUE,VALUE, got {args.grid}')
+    if args.grid and not args.metrics:
+        cli.error('--grid: say with --metrics which columns the table has, as METRIC@VALUE')
     if args.names and len(args.names) != len(args.configs):
         cli.error(f'--names: {len(args.configs)} are needed, one for each config, got {args.names}')
     return args
@@ -156,10 +202,10 @@ def main() -> None:
     runs = {config.stem: [] for config in args.configs}
     for seed in args.seeds:  # seed by seed, so that an interrupted comparison is fair
         for config in args.configs:
-            work_dir = args.out / f'{config.stem}_seed{seed}'
-            runs[config.stem].append(train(config, work_dir, seed, args.cfg_options))
+            run = [config, args.out / f'{config.stem}_seed{seed}', seed, args.cfg_options]
+            runs[config.stem].append(train_grid(*run, args.grid) if args.grid else train(*run))
     first = next(iter(runs.values()))[0]
-    columns = args.metrics or [k for k in first if k not in ('seconds', 'minutes')]
+    columns = args.metrics or default_columns(first)
     text = table(runs, columns, args.percent)
     (args.out / 'runs.json').write_text(json.dumps(runs, indent=1))
     (args.out / 'table.md').write_text(text + '\n')

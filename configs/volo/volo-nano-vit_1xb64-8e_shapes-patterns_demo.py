@@ -6,6 +6,7 @@ model = dict(
         _delete_=True,
         type='mmextra.LVViT',
         arch=dict(embed_dims=96, num_layers=5, num_heads=4, stem_channels=32),
+        mlp_ratio=2.64,  # for the same number of parameters
         img_size=64,
         patch_size=16,
         out_type='dense',

@@ -33,10 +33,10 @@ val_dataloader = dict(dataset=dict(task='shape_pattern'))
 test_dataloader = val_dataloader
 val_evaluator = [
     dict(type='Accuracy', topk=(1,)),
-    dict(type='mmextra.FactorAccuracy', factors=dict(shape=5, pattern=4)),
+    dict(type='mmextra.FactorAccuracy', factors=dict(shape=5, texture=4)),
 ]
 test_evaluator = val_evaluator
 optim_wrapper = dict(optimizer=dict(lr=1e-3))
-train_cfg = dict(max_epochs=8, val_interval=1)
+train_cfg = dict(max_epochs=8, val_interval=4)
 default_hooks = dict(logger=dict(interval=20), checkpoint=dict(max_keep_ckpts=1))
 randomness = dict(seed=0)

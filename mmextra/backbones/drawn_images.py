@@ -1,13 +1,15 @@
 """Classification sets that are drawn on the fly, for demonstrations that need no download.
 
 Each of their labels asks for something that a backbone may lack: detail and global arrangement at once, a comparison of
-objects that lie anywhere, shape and fine pattern at once, the place of things, or a label for every token.
+objects that lie anywhere, shape and fine pattern at once, the place of things, a label for every token, or an object in
+clutter.
 
-Registered here: the datasets ``DrawnImages``, ``ShapePairs`` (with label maps) and ``CrossedBars``, and the metric
-``FactorAccuracy``.
+Registered here: the datasets ``DrawnImages``, ``ShapePairs`` (with label maps), ``CrossedBars`` and
+``ObjectAmongTextures``, and the metric ``FactorAccuracy``.
 """
 
 import itertools
+from functools import partial
 from typing import Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
@@ -74,14 +76,16 @@ class DrawnImages(DrawnDataset):
 
             - ``'quadrants'``, 18 classes: which two of the quadrants hold a disc of the same colour, and the fine
               pattern of the background (rows, columns or checks of 2 pixels);
-            - ``'same_colour'``, 2 classes: whether two of six discs have the same colour;
-            - ``'shape_pattern'``, 20 classes: one of five large shapes, filled with one of four fine patterns.
+            - ``'same_colour'``, 2 classes: whether two of four discs have the same colour;
+            - ``'shape_pattern'``, 20 classes: one of five large shapes, filled with one of four fine patterns,
+              on a ground of any of them.
 
         num_images (int): Size of the set.
+        period (int): Of the patterns of ``'shape_pattern'`` in pixels, at least 2. Defaults to 4.
         **kwargs: Those of :class:`DrawnDataset`.
 
     Raises:
-        ValueError: If there is no such task.
+        ValueError: If there is no such task, or no such pattern.
 
     Example:
         >>> dataset = dict(type='mmextra.DrawnImages', task='quadrants', num_images=4000)
@@ -97,17 +101,22 @@ class DrawnImages(DrawnDataset):
         shape_pattern=[f'{shape} {pattern}' for shape in SHAPES[:5] for pattern in PATTERNS],
     )
 
-    def __init__(self, task: str, num_images: int, **kwargs) -> None:
+    def __init__(self, task: str, num_images: int, period: int = 4, **kwargs) -> None:
         if task not in self.CLASSES:
             raise ValueError(f'task must be one of {", ".join(self.CLASSES)}, got {task!r}')
+        if period < 2:
+            raise ValueError(f'period must be at least 2 pixels, got {period}')
         self.task = task
+        self.period = period
         super().__init__(num_images, metainfo=dict(classes=self.CLASSES[task]), **kwargs)
 
     def draw(self, random: Generator, index: int) -> dict:
         """Draw the image of a class, the classes in turn."""
         label = index % len(self.CLASSES[self.task])
         task = dict(
-            quadrants=draw_quadrants, same_colour=draw_discs, shape_pattern=draw_shape_pattern
+            quadrants=draw_quadrants,
+            same_colour=draw_discs,
+            shape_pattern=partial(draw_shape_pattern, period=self.period),
         )[self.task]
         image = task(random, label, self.size)
         return dict(img=image + random.normal(0, 6, image.shape), gt_label=label)
@@ -117,7 +126,7 @@ class DrawnImages(DrawnDataset):
 class ShapePairs(DrawnDataset):
     """Two objects of different classes side by side; the image has the class of the larger one.
 
-    A class is one of six outlines, filled or striped: twelve classes.
+    A class is one of six light outlines on a dark ground, filled or striped: twelve classes.
 
     Args:
         token_label (str, optional): ``'exact'`` adds label maps for token labeling, in which each
@@ -148,14 +157,15 @@ class ShapePairs(DrawnDataset):
         radii = random.permutation([large, large * random.uniform(0.55, 0.75)])
         x, y = coordinates(size)
         stripes = pattern('rows', x, y, period=6)
-        image, label = self.noisy_grey(random), np.zeros((2, 2, self.label_size, self.label_size))
+        image = random.uniform(50, 100) + random.normal(0, 10, (size, size, 3))
+        label = np.zeros((2, 2, self.label_size, self.label_size))
         for k, (cls, radius, column) in enumerate(zip(classes, radii, (0.25, 0.75))):
             centre = (
                 size * random.uniform(0.3, 0.7),
                 size * (column + random.uniform(-0.02, 0.02)),
             )
             mask = shape_mask(SHAPES[cls // 2], (x - centre[1]) / radius, (y - centre[0]) / radius)
-            colour = random.uniform(0, 255, 3)
+            colour = random.uniform(150, 255, 3)
             image[mask] = colour
             if cls % 2:
                 image[mask & (stripes < 0)] = 255 - colour
@@ -203,6 +213,64 @@ class CrossedBars(DrawnDataset):
         return dict(img=image, gt_label=label)
 
 
+@DATASETS.register_module()
+class ObjectAmongTextures(DrawnDataset):
+    """A small object in one cell of a grid, and a texture in each of the others.
+
+    Cells have 16 pixels. The class is the outline of the object, light on a dark ground. Adds ``object_mask`` (H, W),
+    True in the cell of the object.
+
+    Args:
+        num_images (int): Size of the set.
+        size (int): Side of the images in pixels, a multiple of 16. Defaults to 64: fifteen textures.
+        **kwargs: Those of :class:`DrawnDataset`.
+
+    Raises:
+        ValueError: If the cells do not fill the image.
+    """
+
+    CELL = 16
+    # Shape and rotation in degrees.
+    OBJECTS = (
+        *(('disc', 0), ('ring', 0), ('square', 0), ('square', 45), ('triangle', 0)),
+        *(('triangle', 180), ('cross', 0), ('cross', 45), ('bar', 0), ('bar', 90)),
+    )
+    METAINFO = dict(classes=tuple(f'{shape} {angle}' for shape, angle in OBJECTS))
+
+    def __init__(self, num_images: int, size: int = 64, **kwargs) -> None:
+        if size % self.CELL:
+            raise ValueError(f'size must be a multiple of {self.CELL} pixels, got {size}')
+        super().__init__(num_images, size, **kwargs)
+
+    def draw(self, random: Generator, index: int) -> dict:
+        """Draw the image of a class, the classes in turn."""
+        label, side = index % len(self.OBJECTS), self.size // self.CELL
+        cells = np.stack([self.draw_texture(random) for _ in range(side**2)])
+        place = int(random.integers(side**2))
+        cells[place] = self.draw_object(random, label)
+        image = cells.reshape(side, side, self.CELL, self.CELL, 3).swapaxes(1, 2)
+        image = image.reshape(self.size, self.size, 3)
+        mask = np.kron(np.arange(side**2).reshape(side, side) == place, np.ones((self.CELL,) * 2))
+        noisy = image + random.normal(0, 20, image.shape)
+        return dict(img=noisy, gt_label=label, object_mask=mask.astype(bool))
+
+    def draw_texture(self, random: Generator) -> np.ndarray:
+        """A pattern of two colours, (16, 16, 3)."""
+        x, y = coordinates(self.CELL) + random.uniform(0, 8, (2, 1, 1))
+        first, second = random.uniform(0, 255, (2, 3))
+        marks = pattern(random.choice(PATTERNS), x, y, period=random.integers(4, 9))
+        return np.where(marks[..., None] < 0, first, second)
+
+    def draw_object(self, random: Generator, label: int) -> np.ndarray:
+        """An object of one colour on its ground, (16, 16, 3)."""
+        shape, angle = self.OBJECTS[label]
+        angle, radius = np.radians(angle), random.uniform(6, 7.5)
+        x, y = (coordinates(self.CELL) - random.uniform(7, 9, (2, 1, 1))) / radius
+        u, v = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
+        ground, colour = random.uniform(0, 110, 3), random.uniform(130, 255, 3)
+        return np.where(shape_mask(shape, u, v)[..., None], colour, ground)
+
+
 @METRICS.register_module()
 class FactorAccuracy(BaseMetric):
     """Top-1 accuracy of each factor of a class that is a combination of several.
@@ -243,7 +311,8 @@ def draw_quadrants(random: Generator, label: int, size: int) -> np.ndarray:
     colours = palette(random, 7)[:4]
     colours[second] = colours[first]
     x, y = coordinates(size)
-    stripes = pattern(PATTERNS[texture], x, y, period=2)
+    right, down = random.uniform(0, 2, 2)
+    stripes = pattern(PATTERNS[texture], x + right, y + down, period=2)
     image = random.uniform(90, 160, 3) + random.uniform(12, 24) * stripes[..., None]
     for i, colour in enumerate(colours):
         radius = size * random.uniform(0.09, 0.14)
@@ -253,12 +322,12 @@ def draw_quadrants(random: Generator, label: int, size: int) -> np.ndarray:
 
 
 def draw_discs(random: Generator, label: int, size: int) -> np.ndarray:
-    """Six discs that do not touch; two of them have one colour where the label is 1."""
-    colours = palette(random, 9)  # more than discs, so that no colour is missed
+    """Four discs that do not touch; two of them have one colour where the label is 1."""
+    colours = palette(random, 6)  # more than discs, so that no colour is missed
     if label:
         colours[1] = colours[0]
-    radius = size * 0.07
-    cells = random.permutation(16)[:6]  # of a grid of 4 x 4
+    radius = size * 0.1
+    cells = random.permutation(16)[:4]  # of a grid of 4 x 4
     x, y = coordinates(size)
     image = np.full((size, size, 3), random.uniform(90, 160))
     for cell, colour in zip(cells, colours):
@@ -267,8 +336,8 @@ def draw_discs(random: Generator, label: int, size: int) -> np.ndarray:
     return image
 
 
-def draw_shape_pattern(random: Generator, label: int, size: int) -> np.ndarray:
-    """One large shape in any position and rotation, filled with a fine pattern."""
+def draw_shape_pattern(random: Generator, label: int, size: int, period: int) -> np.ndarray:
+    """One large shape in any position and rotation, filled with a fine pattern, on a ground of any pattern."""
     shape, texture = divmod(label, len(PATTERNS))
     angle, radius = random.uniform(0, 2 * np.pi), size * random.uniform(0.22, 0.34)
     centre = random.uniform(radius, size - radius, 2)
@@ -276,9 +345,12 @@ def draw_shape_pattern(random: Generator, label: int, size: int) -> np.ndarray:
     u, v = (x - centre[0]) / radius, (y - centre[1]) / radius
     u, v = u * np.cos(angle) + v * np.sin(angle), v * np.cos(angle) - u * np.sin(angle)
     inside = shape_mask(SHAPES[shape], u, v)
-    background, colour = palette(random, 2)
-    fill = colour + random.uniform(25, 45) * pattern(PATTERNS[texture], x, y, period=4)[..., None]
-    return np.where(inside[..., None], fill, background)
+    fills = []
+    for name, colour in zip((PATTERNS[texture], random.choice(PATTERNS)), palette(random, 2)):
+        right, down = random.uniform(0, period, 2)
+        light = random.uniform(25, 45) * pattern(name, x + right, y + down, period)
+        fills.append(colour + light[..., None])
+    return np.where(inside[..., None], *fills)
 
 
 def shape_mask(name: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:

@@ -4,15 +4,18 @@ Each query attends to the k keys with the largest logits instead of to all of th
 checkpoint loads, and any model with attention can be switched over.
 
 Registered here: ``KNNAttentionHook``, which turns the attention of a stock model into k-NN attention;
-``KNNVisionTransformer``, a ViT or DeiT which has it; and ``KNNMultiheadAttention``, the layer alone.
+``KNNVisionTransformer``, a ViT or DeiT which has it; ``KNNMultiheadAttention``, the layer alone; and
+``DistractorAttentionHook``, which measures how much attention goes to clutter.
 """
 
+import math
 import re
 from functools import partial
 from typing import List, Optional, Sequence, Tuple, Union
 
 import torch
 import torch.nn.functional as F
+from mmengine.dist import all_reduce
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
@@ -421,6 +424,105 @@ class KNNAttentionHook(Hook):
         print_log(
             f'KNNAttentionHook: {len(changed)} attention modules now keep topk={self.topk} keys: {", ".join(changed)}',
             'current',
+        )
+
+
+def class_token_weights(attn: MultiheadAttention, x: Tensor) -> Tensor:
+    """The weights with which the first token attends in a layer of the host, dense or k-NN.
+
+    Args:
+        attn (MultiheadAttention): The layer.
+        x (Tensor): Its input (B, N, C).
+
+    Returns:
+        Tensor: (B, h, N). Rows sum to one.
+    """
+    q, k, _ = attn.qkv(x).unflatten(-1, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
+    # With unit vectors for values, the output is the weights.
+    units = torch.eye(x.shape[1], dtype=k.dtype, device=k.device).expand(*k.shape[:2], -1, -1)
+    return attn.scaled_dot_product_attention(q[:, :, :1], k, units).squeeze(2)
+
+
+def distractor_mass(weights: Tensor, object_mask: Tensor) -> Tensor:
+    """The attention of the class token that goes to patches without any part of an object.
+
+    Args:
+        weights (Tensor): Of the class token, which is the first one, and of patches on a square grid, (..., B, h, N).
+        object_mask (Tensor): Where the objects are, (B, H, W), bool.
+
+    Returns:
+        Tensor: (..., B), in [0, 1]; mean over the heads.
+
+    Raises:
+        ValueError: If the tokens are not those.
+    """
+    patches = weights[..., 1:]
+    side = math.isqrt(patches.shape[-1])
+    if side**2 != patches.shape[-1]:
+        raise ValueError(
+            f'weights of {weights.shape[-1]} tokens: they must be a class token and the patches of a square grid'
+        )
+    covered = F.adaptive_max_pool2d(object_mask.float()[:, None], side).flatten(2)  # (B, 1, N - 1)
+    return (patches * (covered == 0)).sum(-1).mean(-1)
+
+
+@HOOKS.register_module()
+class DistractorAttentionHook(Hook):
+    """Log how much of the class token's attention goes to patches without an object, in the validation.
+
+    Writes ``distractor_mass``, the mean over the layers, and ``distractor_mass_last``, that of the last layer, beside
+    the metrics of the validation. Both lie in [0, 1].
+
+    The data samples need an ``object_mask`` (H, W), as ``PackInputs(algorithm_keys=('object_mask',))`` packs that of
+    :class:`~mmextra.backbones.drawn_images.ObjectAmongTextures`. It knows mmpretrain's ``MultiheadAttention`` (ViT,
+    DeiT), dense or with k-NN attention, on square grids of patches after one class token.
+    """
+
+    def before_val(self, runner) -> None:
+        """Listen to the attention modules.
+
+        Raises:
+            ValueError: If there is none.
+        """
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        modules = [m for m in model.modules() if isinstance(m, MultiheadAttention)]
+        if not modules:
+            raise ValueError(
+                f"DistractorAttentionHook: {type(model).__name__} has no MultiheadAttention of mmpretrain's"
+            )
+        self._handles = [m.register_forward_hook(self._record) for m in modules]
+        self._weights: List[Tensor] = []
+        self._masses: List[Tensor] = []
+
+    def _record(self, module: nn.Module, inputs: tuple, output: Tensor) -> None:
+        self._weights.append(class_token_weights(module, *inputs))
+
+    def after_val_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+        """Hold the weights of a batch against its masks.
+
+        Raises:
+            ValueError: If there are no masks.
+        """
+        weights, self._weights = torch.stack(self._weights), []  # (layers, B, h, N)
+        if not all('object_mask' in sample for sample in outputs):
+            raise ValueError(
+                'DistractorAttentionHook needs an object_mask in every data sample of the validation: name it in '
+                'algorithm_keys of PackInputs'
+            )
+        masks = torch.stack([torch.as_tensor(sample.object_mask) for sample in outputs])
+        self._masses.append(distractor_mass(weights, masks.to(weights.device)))
+
+    def after_val_epoch(self, runner, metrics=None) -> None:
+        """Write both numbers to the log, and stop listening."""
+        for handle in self._handles:
+            handle.remove()
+        masses = torch.cat(self._masses, dim=1).mean(1)  # (layers, )
+        all_reduce(masses, op='mean')
+        runner.message_hub.update_scalars(
+            {
+                'val/distractor_mass': masses.mean().item(),
+                'val/distractor_mass_last': masses[-1].item(),
+            }
         )
 
 

@@ -5,13 +5,14 @@ normalisation with a learned scale, then a ReLU), and a strided projection onto 
 
 Registered here: ``ScaledReLUConvStem``, which any stock backbone takes as ``patch_cfg=dict(conv_type=...)``, its
 aliases with other settings (``ScaledReLUConvStem32``, ``...IBN``, ``...LN``, ``...CP``; ``ConvStem``, ``ConvBNStem``
-and ``ConvReLUStem`` for the paper's ablation), ``ScaledReLUPatchEmbed``, the normalisation ``IBN``, and
-``StemDiversityHook``.
+and ``ConvReLUStem`` for the paper's ablation), ``ScaledReLUPatchEmbed``, the normalisation ``IBN``,
+``StemDiversityHook`` and ``LossSpikeHook``.
 """
 
 import math
+from collections import deque
 from contextlib import nullcontext
-from typing import List, Optional, Sequence, Tuple, Union
+from typing import Deque, List, Optional, Sequence, Tuple, Union
 
 import torch
 import torch.nn.functional as F
@@ -334,6 +335,41 @@ class StemDiversityHook(Hook):
     def after_train(self, runner) -> None:
         """Stop listening."""
         self._handle.remove()
+
+
+@HOOKS.register_module()
+class LossSpikeHook(Hook):
+    """Count the iterations in which the loss leaps up.
+
+    Writes ``spikes`` beside the metrics of the validation: in how many iterations since the beginning of the run
+    the loss was not finite, or higher than the mean of the last finite ones by more than ``margin``.
+
+    Args:
+        window (int): So many losses before the iteration make that mean, or as many as there are. Defaults to 20.
+        margin (float): Defaults to 0.5, a good deal for a cross-entropy.
+
+    Raises:
+        ValueError: If ``window`` is less than 1.
+    """
+
+    def __init__(self, window: int = 20, margin: float = 0.5) -> None:
+        if window < 1:
+            raise ValueError(f'window must be at least 1, got {window}')
+        self.margin = margin
+        self._losses: Deque[float] = deque(maxlen=window)
+        self._spikes = 0
+
+    def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+        """Hold the loss of the iteration against those before."""
+        loss = float(outputs['loss'])
+        before = sum(self._losses) / len(self._losses) if self._losses else math.inf
+        self._spikes += not math.isfinite(loss) or loss > before + self.margin
+        if math.isfinite(loss):
+            self._losses.append(loss)
+
+    def after_val_epoch(self, runner, metrics=None) -> None:
+        """Write the number so far to the log."""
+        runner.message_hub.update_scalar('val/spikes', self._spikes)
 
 
 def token_similarity(tokens: Tensor) -> Tensor:

@@ -3,16 +3,21 @@
 import numpy as np
 import pytest
 import torch
+from config_models import model_of, weightless
 from mmengine.config import Config
-from mmengine.registry import DefaultScope
+from mmengine.registry import MODELS, DefaultScope, init_default_scope
+from torch.utils.flop_counter import FlopCounterMode
+from training import ROOT, train
 
 from mmextra.backbones.drawn_images import (
     SHAPES,
     CrossedBars,
     DrawnImages,
     FactorAccuracy,
+    ObjectAmongTextures,
     ShapePairs,
     coordinates,
+    draw_shape_pattern,
     pattern,
     shape_mask,
 )
@@ -22,6 +27,7 @@ TINY = {
     'DrawnImages': dict(task='quadrants', num_images=4, size=32),
     'ShapePairs': dict(num_images=4, token_label='exact'),
     'CrossedBars': dict(num_images=4),
+    'ObjectAmongTextures': dict(num_images=4, size=32),
     'FactorAccuracy': dict(factors=dict(shape=5, texture=4)),
 }
 
@@ -70,8 +76,8 @@ def test_two_discs_have_one_colour_where_the_label_says_so():
     dataset = DrawnImages('same_colour', 30, size=96)
     for i in range(30):
         colours, _ = discs(dataset[i]['img'].astype(int))
-        assert len(colours) == 6
-        apart = np.linalg.norm(colours[:, None] - colours, axis=-1) + 1e3 * np.eye(6)
+        assert len(colours) == 4
+        apart = np.linalg.norm(colours[:, None] - colours, axis=-1) + 1e3 * np.eye(4)
         assert (apart.min() < 12) == (dataset[i]['gt_label'] == 1)
 
 
@@ -102,17 +108,31 @@ def test_patterns():
     assert dots.mean() == pytest.approx(0.5)
 
 
+@pytest.mark.parametrize('period', [2, 4])
+def test_shapes_are_filled_with_patterns_of_the_period(period):
+    image = draw_shape_pattern(np.random.default_rng(0), label=0, size=64, period=period)  # rows
+    grey = image.mean(-1, keepdims=True)
+    inside = ~np.isclose(image - grey, (image - grey)[0, 0]).all(-1)  # of another hue than a corner
+    rows = [row[mask] for row, mask in zip(grey, inside) if mask.any()]
+    assert len(rows) > 20 and all(np.ptp(row) < 1e-6 for row in rows)
+    light = np.array([row.mean() for row in rows])
+    assert np.allclose(light[:-period], light[period:])
+    assert not np.isclose(light[: -period // 2], light[period // 2 :]).any()
+
+
 @pytest.mark.parametrize(
     'config',
     [
-        'dsnet/dsnet-nano_1xb64-15e_quadrants_demo.py',
-        'spsa/spsa-mobilevit-nano_1xb64-15e_same-colour_demo.py',
-        'irregular_patch_vit/irregular-patch-vit-nano_1xb64-15e_shape-pattern_demo.py',
+        'dsnet/dsnet-nano_1xb64-10e_quadrants_demo.py',
+        'spsa/spsa-mobilevit-nano_1xb64-4e_same-colour_demo.py',
+        'irregular_patch_vit/irregular-patch-vit-nano_1xb64-6e_shape-pattern_demo.py',
+        'kvt/kvt_vit-nano_1xb64-12e_distractors_demo.py',
+        'scaled_relu/scaled-relu_vit-nano_1xb32-8e_distractors_demo.py',
+        'token_labeling/token-labeling-shuffled_lvvit-nano_1xb32-10e_shape-pairs_demo.py',
+        'token_labeling/lvvit-nano_1xb32-10e_shape-pairs_demo.py',
     ],
 )
 def test_demonstrations_train_and_evaluate(config, tmp_path):
-    from training import ROOT, train
-
     cfg = Config.fromfile(ROOT / 'configs' / config)
     for loader in (cfg.train_dataloader, cfg.val_dataloader):
         loader.update(num_workers=0, persistent_workers=False, batch_size=4)
@@ -132,10 +152,40 @@ def test_demonstrations_train_and_evaluate(config, tmp_path):
 
 
 @pytest.mark.parametrize(
+    'demos, cost, tolerance',
+    [
+        ('volo/*_demo.py', 'parameters', 0.01),
+        ('vip/*_demo.py', 'parameters', 0.01),
+        ('elsa/*_demo.py', 'parameters', 0.05),
+        ('dsnet/*_demo.py', 'parameters', 0.01),
+        ('irregular_patch_vit/*_demo.py', 'multiply-adds', 0.1),
+    ],
+)
+def test_what_is_compared_costs_the_same(demos, cost, tolerance):
+    costs = []
+    for path in sorted((ROOT / 'configs').glob(demos)):
+        cfg = Config.fromfile(path)
+        init_default_scope('mmpretrain')
+        with weightless(), torch.no_grad():
+            model = MODELS.build(model_of(cfg)).eval()
+            if cost == 'parameters':
+                costs.append(sum(p.numel() for p in model.parameters()))
+                continue
+            size = cfg.train_dataloader.dataset.size
+            with FlopCounterMode(display=False) as counter:
+                model(torch.empty(1, 3, size, size))
+            costs.append(counter.get_total_flops() / 2)
+    assert len(costs) > 1 and max(costs) < (1 + tolerance) * min(costs)
+    if cost == 'multiply-adds':
+        assert costs == pytest.approx([20e6] * len(costs), rel=0.05)
+
+
+@pytest.mark.parametrize(
     'options, message',
     [
         (dict(task='colours'), "one of quadrants, same_colour, shape_pattern, got 'colours'"),
         (dict(size=16), 'at least 32 pixels'),
+        (dict(period=1), 'period must be at least 2 pixels, got 1'),
     ],
 )
 def test_wrong_arguments_are_named(options, message):
@@ -143,7 +193,7 @@ def test_wrong_arguments_are_named(options, message):
         DrawnImages(**{**TINY['DrawnImages'], **options})
 
 
-@pytest.mark.parametrize('name', ['ShapePairs', 'CrossedBars'])
+@pytest.mark.parametrize('name', ['ShapePairs', 'CrossedBars', 'ObjectAmongTextures'])
 def test_same_seed_same_images(name):
     first, again, other = (
         DATASETS.build(dict(type=name, num_images=40, seed=seed)) for seed in (0, 0, 1)
@@ -201,6 +251,30 @@ def test_bars_are_where_the_label_says():
         row, column = divmod(info['gt_label'], 5)
         assert np.median(np.nonzero(red)[0]) // 12.8 == row
         assert np.median(np.nonzero(blue)[1]) // 12.8 == column
+
+
+def test_object_among_textures():
+    """The object lies in the masked cell, light on dark; every class looks different."""
+    dataset, means, places = ObjectAmongTextures(200, size=48), {}, set()
+    for i in range(200):
+        info = dataset[i]
+        mask, label = info['object_mask'], info['gt_label']
+        assert mask.shape == (48, 48) and mask.sum() == 16**2 and label == i % 10
+        rows, columns = np.nonzero(mask)
+        top, left = rows.min(), columns.min()
+        assert top % 16 == left % 16 == 0 and rows.max() - top == columns.max() - left == 15
+        places.add((top, left))
+        cell = info['img'][mask].reshape(16, 16, 3).mean(-1)
+        assert np.ptp(cell) > 40
+        means.setdefault(label, []).append(cell > (cell.min() + cell.max()) / 2)
+    assert len(places) == 9 and len(means) == len(dataset.metainfo['classes']) == 10
+    outlines = [np.mean(m, axis=0) > 0.5 for m in means.values()]
+    apart = [(a ^ b).mean() for i, a in enumerate(outlines) for b in outlines[:i]]
+    assert min(apart) > 0.05
+    outside = dataset[0]['img'][~dataset[0]['object_mask']].reshape(-1, 3)
+    assert len(np.unique(outside // 64, axis=0)) > 8  # colours of all kinds
+    with pytest.raises(ValueError, match='size must be a multiple of 16 pixels, got 40'):
+        ObjectAmongTextures(1, size=40)
 
 
 def test_factor_accuracy():

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
+from mmpretrain.models.utils import MultiheadAttention
 from tiny_classifiers import classification_runner
 from tiny_classifiers import classifier as tiny_classifier
 from torch import nn
@@ -23,6 +24,8 @@ from mmextra.backbones.kvt import (
     KNNSoftmax,
     KNNVisionTransformer,
     apply_knn_attention,
+    class_token_weights,
+    distractor_mass,
     knn_attention,
     knn_softmax,
     num_kept,
@@ -38,6 +41,7 @@ TINY = {
         arch=ARCH, topk=7, img_size=32, patch_size=8, out_type='featmap', out_indices=(0, 1, 2)
     ),
     'KNNAttentionHook': dict(topk=5),
+    'DistractorAttentionHook': {},
 }
 
 
@@ -650,6 +654,90 @@ def test_hook_in_training_and_testing(tmp_path, monkeypatch):
         apply_knn_attention(stock, 3)
         torch.testing.assert_close(tester.model.eval()(x), stock(x))
         assert not torch.equal(stock(x), dense)
+
+
+# --- attention to clutter -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('topk', [None, 3, 17])
+def test_weights_of_the_class_token(topk):
+    layer, x = MultiheadAttention(24, 3, qkv_bias=True), torch.randn(2, 17, 24)
+    if topk:
+        apply_knn_attention(layer, topk)
+    with torch.no_grad():
+        weights = class_token_weights(layer, x)
+        q, k, _ = layer.qkv(x).unflatten(-1, (3, 3, 8)).permute(2, 0, 3, 1, 4)
+        logits = (q[:, :, :1] @ k.mT) * 8**-0.5
+        expected = slow_softmax(logits, topk or 17)[:, :, 0]
+    torch.testing.assert_close(weights, expected, rtol=1e-4, atol=1e-5)
+    assert weights.shape == (2, 3, 17)
+
+
+def test_mass_of_distractors_equals_loops():
+    weights = torch.rand(2, 3, 2, 17).softmax(-1)  # two layers, three images, two heads
+    masks = torch.zeros(3, 8, 8, dtype=torch.bool)
+    masks[0, 2:4, 6:8] = True  # one patch
+    masks[1, 3:5, 0] = True  # a part of two
+    expected = torch.zeros(2, 3)
+    for layer in range(2):
+        for image in range(3):
+            for head in range(2):
+                for n in range(16):
+                    row, column = 2 * (n // 4), 2 * (n % 4)
+                    if not masks[image, row : row + 2, column : column + 2].any():
+                        expected[layer, image] += weights[layer, image, head, 1 + n] / 2
+    torch.testing.assert_close(distractor_mass(weights, masks), expected)
+    assert (expected > 0).all() and (expected < 1).all()
+    with pytest.raises(ValueError, match='weights of 16 tokens'):
+        distractor_mass(weights[..., 1:], masks)
+
+
+def with_masks(runner):
+    """Give the images of a validation masks: the object is in the upper half."""
+    mask = torch.zeros(32, 32, dtype=torch.bool)
+    mask[:16] = True
+    for sample in runner.val_dataloader.dataset:
+        sample['data_samples'].set_field(mask.numpy(), 'object_mask')
+    return mask
+
+
+@pytest.mark.parametrize('topk', [3, 17])
+def test_hook_logs_the_attention_to_distractors(topk, tmp_path):
+    cfg = run_config(topk=topk)
+    hooks = [*cfg.custom_hooks, dict(type='mmextra.DistractorAttentionHook')]
+    runner = classification_runner(cfg.model, tmp_path, hooks)
+    mask = with_masks(runner)
+    runner.train()
+    scalars = runner.message_hub.log_scalars
+    mean, last = (scalars[f'val/distractor_mass{k}'].current() for k in ('', '_last'))
+    assert len(scalars['val/distractor_mass'].data[0]) == 2
+    assert not any(m._forward_hooks for m in runner.model.backbone.layers.modules())
+
+    masses, layers = [], runner.model.eval().backbone.layers
+    for layer in layers:
+        layer.attn.register_forward_pre_hook(
+            lambda m, inputs: masses.append(
+                class_token_weights(m, inputs[0])[..., 9:].sum(-1).mean(-1)
+            )
+        )
+    with torch.no_grad():
+        for batch in runner.val_dataloader:
+            runner.model.test_step(batch)
+    masses = torch.cat([torch.stack(masses[:3]), torch.stack(masses[3:])], 1).mean(1)
+    assert not mask[16:].any() and masses.shape == (3,)
+    assert mean == pytest.approx(masses.mean().item(), abs=1e-5)
+    assert last == pytest.approx(masses[-1].item(), abs=1e-5)
+
+
+def test_hook_for_distractors_names_what_is_absent(tmp_path):
+    hooks = [dict(type='mmextra.DistractorAttentionHook')]
+    runner = classification_runner(run_config(topk=3).model, tmp_path / 'vit', hooks)
+    with pytest.raises(ValueError, match='needs an object_mask in every data sample'):
+        runner.val()
+    model = tiny_classifier(dict(type='ResNet', depth=18), in_channels=512)
+    runner = classification_runner(model, tmp_path / 'resnet', hooks)
+    with pytest.raises(ValueError, match='ImageClassifier has no MultiheadAttention'):
+        runner.val()
 
 
 def test_detector_trains_a_step():

@@ -6,11 +6,13 @@ import pytest
 import torch
 from mmcv.cnn import fuse_conv_bn
 from mmengine.model import convert_sync_batchnorm
+from tiny_classifiers import classification_runner, classifier
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmextra.backbones.scaled_relu import (
     IBN,
+    LossSpikeHook,
     ScaledReLUConvStem,
     ScaledReLUPatchEmbed,
     StemDiversityHook,
@@ -18,6 +20,7 @@ from mmextra.backbones.scaled_relu import (
 )
 from mmextra.registry import HOOKS, MODELS
 
+ARCH = dict(embed_dims=24, num_layers=2, num_heads=2, feedforward_channels=24)
 STEM = dict(in_channels=3, out_channels=20, kernel_size=8, stride=8)
 TINY = {
     **dict.fromkeys(
@@ -36,6 +39,7 @@ TINY = {
     'IBN': dict(num_features=6),
     'ScaledReLUPatchEmbed': dict(embed_dims=20, kernel_size=8, stem_cfg=dict(hidden=12)),
     'StemDiversityHook': dict(interval=1),
+    'LossSpikeHook': dict(window=5),
 }
 
 
@@ -52,8 +56,7 @@ def vit(conv_type, arch='deit-tiny', **options):
 
 
 def tiny_vit(conv_type, **options):
-    arch = dict(embed_dims=24, num_layers=2, num_heads=2, feedforward_channels=24)
-    return vit(conv_type, arch, img_size=32, **options)
+    return vit(conv_type, ARCH, img_size=32, **options)
 
 
 # --- the authors' numbers -------------------------------------------------------------------------------------------
@@ -402,3 +405,45 @@ def test_hook_names_the_candidates_for_a_wrong_module():
 
     with pytest.raises(ValueError, match='backbone.patch_embed'):
         StemDiversityHook(module='stem').before_train(SimpleNamespace(model=Classifier()))
+
+
+@pytest.mark.parametrize(
+    'losses, window, margin, spikes',
+    [
+        ([2.0, 1.8, 2.2, 1.6], 20, 0.5, 0),
+        ([2.0, 2.6, 2.4, 2.4], 20, 0.5, 1),  # 2.6 against 2.0
+        ([2.0, 2.6, 2.4, 2.4], 20, 0.05, 3),  # then 2.4 against 2.3, and against 2.33
+        ([1.0, 5.0, 5.0, 5.0], 1, 0.5, 1),  # the mean of one: only the leap itself
+        ([1.0, 5.0, 5.0, 5.0], 20, 0.5, 3),
+        ([float('nan'), 1.0, float('inf'), 1.2], 20, 0.5, 2),
+    ],
+)
+def test_loss_spikes(losses, window, margin, spikes):
+    from types import SimpleNamespace
+
+    from mmengine.logging import MessageHub
+
+    hub = MessageHub(f'test_loss_spikes_{losses}_{window}_{margin}')
+    runner = SimpleNamespace(message_hub=hub)
+    hook = LossSpikeHook(window, margin)
+    for i, loss in enumerate(losses):
+        hook.after_train_iter(runner, i, outputs=dict(loss=torch.tensor(loss)))
+    hook.after_val_epoch(runner)
+    assert hub.get_scalar('val/spikes').current() == spikes
+
+
+def test_loss_spikes_are_logged_with_the_metrics(tmp_path):
+    """The number so far, not a mean over the validations: hence no `loss` in its name."""
+    import json
+
+    model = classifier(dict(type='VisionTransformer', arch=ARCH, img_size=32, patch_size=8))
+    hook = dict(type='mmextra.LossSpikeHook', margin=-100.0)  # every iteration but the first
+    classification_runner(model, tmp_path, [hook]).train()
+    (log,) = tmp_path.glob('*/vis_data/scalars.json')
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [line['spikes'] for line in lines if 'spikes' in line] == [1, 3]
+
+
+def test_a_mean_of_no_losses_is_refused():
+    with pytest.raises(ValueError, match='window must be at least 1, got 0'):
+        LossSpikeHook(window=0)

@@ -285,6 +285,22 @@ def test_size_and_cost_of_stvit_r_swin(size, dims, params, macs, global_tokens):
     )
 
 
+def test_cost_of_the_demonstrations():
+    """Semantic tokens save 45 % of the plain network's multiply-adds at least; pooled ones are as deep."""
+    from mmengine.config import Config
+    from mmengine.registry import init_default_scope
+
+    init_default_scope('mmpretrain')
+    costs, depths = {}, set()
+    for kind in ('-plain', '', '-pooled'):
+        cfg = Config.fromfile(CONFIGS / f'stvit_vit-nano{kind}_1xb32-10e_distractors_demo.py')
+        backbone = cfg.model.backbone
+        _, costs[kind], _ = measure(functools.partial(MODELS.build, backbone), (64, 64))
+        depths.add(backbone.arch.num_layers)
+    assert costs['-pooled'] < costs[''] < 0.55 * costs['-plain']
+    assert depths == {8}
+
+
 def test_both_variants_have_the_same_parameters():
     shapes = [
         {k: v.shape for k, v in STViTRSwin(SWIN, variant).state_dict().items()}

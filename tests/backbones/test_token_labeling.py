@@ -25,11 +25,12 @@ from mmextra.backbones.token_labeling import (
     dense_scores,
     one_hot_target,
     swap_box,
+    token_hits,
     token_label_target,
     top_classes,
 )
 from mmextra.backbones.token_labeling import transforms as T
-from mmextra.registry import MODELS, TRANSFORMS
+from mmextra.registry import HOOKS, MODELS, TRANSFORMS
 
 ARCH = dict(embed_dims=24, num_layers=2, num_heads=3, skip_lam=2.0, stem_channels=8)
 TINY = {
@@ -38,6 +39,7 @@ TINY = {
     'LoadTokenLabel': dict(data_root='labels'),
     'MixToken': dict(),
     'SoftTargetCrossEntropy': dict(),
+    'TokenAccuracyHook': dict(),
     'TokenLabelClsHead': dict(num_classes=5, in_channels=24),
     'TokenLabelDataPreprocessor': dict(num_classes=5, label_size=4),
     'TokenLabelLoss': dict(),
@@ -536,6 +538,70 @@ def test_head_feeds_further_losses_with_the_attention_maps():
     assert head(([*dense, maps],)).shape == (2, 5)
     with pytest.raises(ValueError, match='attention maps'):
         head.loss((dense,), samples)
+
+
+# --- accuracy of the patch tokens -----------------------------------------------------------------
+
+
+def test_hits_equal_loops():
+    scores, target = torch.randn(3, 4, 5), (3 * torch.randn(3, 5, 4)).softmax(1)
+    right = total = 0
+    for b in range(3):
+        for n in range(4):
+            for k in range(5):
+                if target[b, k, n] > 0.5:
+                    total += 1
+                    right += int(all(scores[b, n, k] >= other for other in scores[b, n]))
+    assert token_hits(scores, target).tolist() == [right, total] and 0 < right < total < 12
+
+
+class SlotClassifier(torch.nn.Module):
+    """Says of every token what the labels of its image say, but of the first row class 0."""
+
+    def __init__(self, classes):
+        super().__init__()
+        self.classes = classes  # (B, H, W)
+
+    def forward(self, x):
+        scores = F.one_hot(self.classes, 5).float()
+        scores[:, 0] = F.one_hot(torch.zeros_like(self.classes[:, 0]), 5).float()
+        return scores
+
+
+def test_hook_logs_the_accuracy_of_the_patch_tokens():
+    """Half of the tokens show something, and the classifier is wrong in the first of four rows."""
+    from types import SimpleNamespace
+
+    from mmengine.logging import MessageHub
+
+    hub, model = MessageHub('test_token_accuracy'), classifier().eval()
+    runner = SimpleNamespace(model=model, message_hub=hub)
+    hook = HOOKS.build(dict(type='mmextra.TokenAccuracyHook'))
+    classes = torch.randint(1, 5, (2, 4, 4))
+    shown = torch.tensor([1.0, 1.0, 0.0, 0.0]).expand(2, 4, 4)  # in the two columns on the left
+    data = batch(2)
+    data['inputs'] = list(data['inputs'])
+    for i, sample in enumerate(data['data_samples']):
+        label = torch.stack((30 * shown[i], classes[i].float()))[:, None]
+        label = label.repeat_interleave(4, -1).repeat_interleave(4, -2)
+        sample.set_field(label.numpy(), 'token_label')
+    model.head.aux_fc = SlotClassifier(classes)
+    hook.before_val(runner)
+    for i in range(2):
+        outputs = model.val_step(data)
+        hook.after_val_iter(runner, i, data, outputs)
+    hook.after_val_epoch(runner)
+    assert hub.get_scalar('val/token_accuracy').current() == pytest.approx(75)
+    assert not model.head.aux_fc._forward_hooks
+
+    hook.before_val(runner)
+    for sample in data['data_samples']:
+        del sample.token_label
+    with pytest.raises(ValueError, match='needs a token_label in every data sample'):
+        hook.after_val_iter(runner, 0, data, model.val_step(data))
+    model.head.aux_fc = None
+    with pytest.raises(ValueError, match='ImageClassifier has no TokenLabelClsHead'):
+        hook.before_val(runner)
 
 
 # --- data preprocessor ---------------------------------------------------------------------------

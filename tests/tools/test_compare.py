@@ -21,7 +21,9 @@ def write_log(work_dir, folder='1', validations=(), seconds=(0.5,)):
     path = Path(work_dir) / folder / 'vis_data' / 'scalars.json'
     path.parent.mkdir(parents=True)
     lines = [dict(lr=0.1, time=t, data_time=0.1, loss=1.0, iter=i) for i, t in enumerate(seconds)]
-    lines += [{**v, 'time': 9.0, 'data_time': 8.0, 'step': 1} for v in validations]
+    lines += [
+        {**v, 'time': 9.0, 'data_time': 8.0, 'step': 4 * n} for n, v in enumerate(validations, 1)
+    ]
     path.write_text(''.join(json.dumps(line) + '\n' for line in lines))
 
 
@@ -35,9 +37,10 @@ def compare(tool, monkeypatch, tmp_path):
         command = [str(part) for part in command]
         module.commands.append(command)
         config, work_dir = Path(command[3]), command[command.index('--work-dir') + 1]
-        seed = int(next(p for p in command if p.startswith('randomness.seed=')).partition('=')[2])
+        options = dict(p.split('=', 1) for p in command[command.index('--cfg-options') + 1 :])
+        gain = int(options['randomness.seed']) + float(options.get('optimizer.lr', 0))
         value = ACCURACY.get(config.stem)
-        write_log(work_dir, validations=[dict(accuracy=value + seed)] if value else [])
+        write_log(work_dir, validations=[dict(accuracy=value + gain)] if value else [])
 
     monkeypatch.setattr(module, 'call', call)
     monkeypatch.chdir(tmp_path)
@@ -100,6 +103,45 @@ def test_bars_have_the_names_given(compare, monkeypatch, capsys):
     assert '2 are needed, one for each config' in capsys.readouterr().err
 
 
+def test_metrics_of_other_epochs(compare, monkeypatch):
+    run(compare, monkeypatch, 'plain.py', '--seeds', 0, 1, '--metrics', 'accuracy@4', 'accuracy')
+    assert '| plain | 70.5 ± 0.7 | 70.5 ± 0.7 |' in Path('work_dirs/compare/table.md').read_text()
+
+
+def test_columns_are_those_of_the_last_validation(compare, tmp_path):
+    write_log(tmp_path, validations=[{'ap': 1.0, 'recall@20': 2.0}] * 2)
+    figures = dict(compare.metrics(tmp_path), seconds=1.0, minutes=1.0)
+    assert 'recall@20@4' in figures
+    assert compare.default_columns(figures) == ['ap', 'recall@20']
+
+
+def test_grid(compare, monkeypatch, capsys):
+    arguments = ('plain.py', 'distilled.py', '--seeds', 0, 1, '--out', 'out', '--grid')
+    columns = [f'accuracy@{value}' for value in ('2', '0.5', '1', 'lowest', 'highest')]
+    run(compare, monkeypatch, *arguments, 'optimizer.lr=2,0.5,1', '--metrics', *columns)
+    table = Path('out/table.md').read_text().splitlines()
+    assert table[0] == (
+        '| run | accuracy@2 | accuracy@0.5 | accuracy@1 | accuracy@lowest | accuracy@highest '
+        '| train s/iter | minutes a run |'
+    )
+    assert table[2] == (
+        '| plain | 72.5 ± 0.7 | 71.0 ± 0.7 | 71.5 ± 0.7 | 71.0 ± 0.7 | 72.5 ± 0.7 | 0.500 | 0.0 |'
+    )
+    folders = [Path(c[c.index('--work-dir') + 1]).name for c in compare.commands]
+    assert len(folders) == 12 and folders[:2] == ['plain_seed0_lr-2', 'plain_seed0_lr-0.5']
+    assert compare.commands[0][-2:] == ['randomness.seed=0', 'optimizer.lr=2']
+    run(compare, monkeypatch, *arguments, 'optimizer.lr=2,1', '--metrics', 'accuracy@lowest')
+    assert len(compare.commands) == 12
+    assert '| plain | 71.5 ± 0.7 |' in Path('out/table.md').read_text()
+    for grid, message in (
+        ('optimizer.lr', 'must be KEY=VALUE,VALUE'),
+        ('a=1', 'say with --metrics'),
+    ):
+        with pytest.raises(SystemExit):
+            run(compare, monkeypatch, *arguments, grid)
+        assert message in capsys.readouterr().err
+
+
 def test_finished_runs_are_not_repeated(compare, monkeypatch):
     arguments = ('plain.py', '--before', 'teacher.py', '--out', 'out', '--seeds')
 
@@ -135,7 +177,11 @@ def test_cells(compare):
         '| two | 50.0 ± 14.1 | 1.500 | 3.5 |',
         '| none | - | 1.000 | 1.0 |',
     ]
-    assert '| one | 0.5 |' in compare.table(runs, ['ap'], percent=False)
+    assert '| one | 0.500 |' in compare.table(runs, ['ap'], percent=False)
+    runs['one'][0]['ap'] = 50.0
+    assert '| one | 50.0 |' in compare.table(runs, ['ap'], percent=False)
+    counts = dict(none=[dict(spikes=0, seconds=1.0, minutes=1.0)])
+    assert '| none | 0.0 |' in compare.table(counts, ['spikes'], percent=False)
 
 
 def test_runs_without_validation(compare, monkeypatch, capsys):
@@ -145,7 +191,7 @@ def test_runs_without_validation(compare, monkeypatch, capsys):
 
 def test_the_last_validation_and_the_median_time_count(compare, tmp_path):
     write_log(tmp_path, validations=[dict(ap=1.0), dict(ap=2.0)], seconds=(9.0, 0.1, 0.2))
-    assert compare.metrics(tmp_path) == dict(ap=2.0)
+    assert compare.metrics(tmp_path) == {'ap': 2.0, 'ap@4': 1.0, 'ap@8': 2.0}
     assert compare.seconds_per_iteration(tmp_path) == 0.2
 
 
@@ -201,5 +247,6 @@ def test_logs_of_the_stock_runner(tool, tmp_path):
         log_level='ERROR',
         experiment_name='compare',
     ).train()
-    assert compare.metrics(tmp_path) == {'number/batches': 2.0}
+    name = 'number/batches'
+    assert compare.metrics(tmp_path) == {name: 2.0, f'{name}@1': 2.0, f'{name}@2': 2.0}
     assert 0 < compare.seconds_per_iteration(tmp_path) < 60

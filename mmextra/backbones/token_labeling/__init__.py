@@ -8,10 +8,11 @@ Registered here:
 - data: ``LoadTokenLabel``, ``TokenLabelRandomFlip``, ``TokenLabelRandAugment``,
   ``TokenLabelRandomResizedCrop`` and ``TokenLabelDataPreprocessor``;
 - training any backbone that gives patch tokens: ``MixToken``, ``TokenLabelClsHead``,
-  ``TokenLabelLoss``, ``SoftTargetCrossEntropy``;
+  ``TokenLabelLoss``, ``SoftTargetCrossEntropy``; ``TokenAccuracyHook`` measures the patch tokens;
 - the paper's own backbone ``LVViT``, and ``LVViTPyramid``, its neck for segmentation.
 """
 
+from .accuracy import TokenAccuracyHook, token_hits
 from .head import MixToken, SoftTargetCrossEntropy, TokenLabelClsHead, TokenLabelLoss, swap_box
 from .lvvit import LVViT, LVViTAttention, LVViTBlock, LVViTPyramid
 from .targets import (
@@ -37,6 +38,7 @@ __all__ = [
     'LoadTokenLabel',
     'MixToken',
     'SoftTargetCrossEntropy',
+    'TokenAccuracyHook',
     'TokenLabelClsHead',
     'TokenLabelDataPreprocessor',
     'TokenLabelLoss',
@@ -46,6 +48,7 @@ __all__ = [
     'dense_scores',
     'one_hot_target',
     'swap_box',
+    'token_hits',
     'token_label_target',
     'top_classes',
     'warp_label',

@@ -1,5 +1,5 @@
 # A DS-Net for two CPU cores, on images whose label is a global arrangement and a fine pattern. The ablations with one
-# stream and as many parameters: dsnet-nano-local_1xb64-15e_quadrants_demo.py and dsnet-nano-global_....py.
+# stream and as many parameters: dsnet-nano-local_1xb64-10e_quadrants_demo.py and dsnet-nano-global_....py.
 _base_ = [
     'mmpretrain::_base_/default_runtime.py',
     '../_base_/datasets/drawn_images.py',
@@ -23,5 +23,11 @@ model = dict(
         loss=dict(type='CrossEntropyLoss', loss_weight=1.0),
     ),
 )
+val_evaluator = [
+    dict(type='Accuracy', topk=(1,)),
+    dict(type='mmextra.FactorAccuracy', factors=dict(quadrants=6, texture=3)),
+]
+test_evaluator = val_evaluator
+train_cfg = dict(max_epochs=10)
 default_hooks = dict(logger=dict(interval=20))
 randomness = dict(seed=0)

@@ -1,4 +1,5 @@
-_base_ = './elsa-swin-nano_1xb64-15e_shapes-patterns_demo.py'
+# Window attention in all stages.
+_base_ = './elsa-swin-nano_1xb64-10e_shapes-patterns_demo.py'
 
 model = dict(
     backbone=dict(

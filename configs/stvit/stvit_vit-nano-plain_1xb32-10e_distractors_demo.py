@@ -1,4 +1,4 @@
-_base_ = './stvit_vit-nano_1xb64-15e_shapes-patterns_demo.py'
+_base_ = './stvit_vit-nano_1xb32-10e_distractors_demo.py'
 
 model = dict(
     backbone=dict(

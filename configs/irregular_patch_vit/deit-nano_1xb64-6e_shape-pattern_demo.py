@@ -1,4 +1,4 @@
-_base_ = './irregular-patch-vit-nano_1xb64-15e_shape-pattern_demo.py'
+_base_ = './irregular-patch-vit-nano_1xb64-6e_shape-pattern_demo.py'
 
 # DeiT: patches of 16x16 pixels and a class token.
 model = dict(
@@ -9,5 +9,5 @@ model = dict(
         img_size=96,
         patch_size=16,
     ),
-    head=dict(type='VisionTransformerClsHead'),
+    head=dict(type='VisionTransformerClsHead', in_channels=96),
 )

@@ -2,7 +2,7 @@
 # hold against: the same without sparsification (-plain), and with tokens that are pooled and no more (-pooled).
 _base_ = [
     'mmpretrain::_base_/default_runtime.py',
-    '../_base_/datasets/drawn_images.py',
+    '../_base_/datasets/object_among_textures.py',
     '../_base_/schedules/small_classification.py',
 ]
 
@@ -20,14 +20,14 @@ model = dict(
     ),
     head=dict(
         type='VisionTransformerClsHead',
-        num_classes=20,
+        num_classes=10,
         in_channels=96,
         loss=dict(type='CrossEntropyLoss', loss_weight=1.0),
     ),
 )
-train_dataloader = dict(dataset=dict(task='shape_pattern'))
-val_dataloader = dict(dataset=dict(task='shape_pattern'))
-test_dataloader = val_dataloader
+train_dataloader = dict(batch_size=32, dataset=dict(num_images=2500))
 
 optim_wrapper = dict(optimizer=dict(lr=1e-3))
+train_cfg = dict(max_epochs=10, val_interval=5)
+default_hooks = dict(logger=dict(interval=20))
 randomness = dict(seed=0)

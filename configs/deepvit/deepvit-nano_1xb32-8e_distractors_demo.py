@@ -1,9 +1,10 @@
 # A deep and narrow ViT for two CPU cores: 16 layers of 64 channels, 36 patches of drawn images of 48 px. The hook logs
-# how alike the maps of consecutive layers are. The same model without re-attention:
-# deepvit-nano-plain_1xb64-15e_shapes-patterns_demo.py. Other seeds: --cfg-options randomness.seed=1
+# how alike the maps of consecutive layers are, those of the last eight layers (seven pairs) apart. The same model
+# without re-attention: deepvit-nano-plain_1xb32-8e_distractors_demo.py. Other seeds:
+# --cfg-options randomness.seed=1
 _base_ = [
     'mmpretrain::_base_/default_runtime.py',
-    '../_base_/datasets/drawn_images.py',
+    '../_base_/datasets/object_among_textures.py',
     '../_base_/schedules/small_classification.py',
 ]
 
@@ -23,16 +24,16 @@ model = dict(
     ),
     head=dict(
         type='VisionTransformerClsHead',
-        num_classes=20,
+        num_classes=10,
         in_channels=64,
         loss=dict(type='CrossEntropyLoss', loss_weight=1.0),
     ),
 )
-dataset = dict(task='shape_pattern', size=48)
-train_dataloader = dict(dataset=dict(num_images=4000, **dataset))
-val_dataloader = dict(dataset=dict(**dataset))
+train_dataloader = dict(batch_size=32, dataset=dict(num_images=4000, size=48))
+val_dataloader = dict(dataset=dict(size=48))
 test_dataloader = val_dataloader
 optim_wrapper = dict(optimizer=dict(lr=1e-3))
-custom_hooks = [dict(type='mmextra.AttentionSimilarityHook', interval=1, num_last=8)]
+train_cfg = dict(max_epochs=8, val_interval=4)
+custom_hooks = [dict(type='mmextra.AttentionSimilarityHook', interval=1, num_last=7)]
 default_hooks = dict(logger=dict(interval=20))
 randomness = dict(seed=0)

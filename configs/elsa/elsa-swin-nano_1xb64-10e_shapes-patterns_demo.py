@@ -1,4 +1,5 @@
-# A label is a shape and a pattern of 2 pixels. To hold against: window attention in all stages (-window).
+# A label is a shape and a pattern of 2 pixels. To hold against it, with as many parameters:
+# elsa-swin-nano-window_1xb64-10e_shapes-patterns_demo.py.
 _base_ = [
     'mmpretrain::_base_/default_runtime.py',
     '../_base_/datasets/drawn_images.py',
@@ -25,9 +26,15 @@ model = dict(
         loss=dict(type='CrossEntropyLoss', loss_weight=1.0),
     ),
 )
-train_dataloader = dict(dataset=dict(task='shape_pattern'))
-val_dataloader = dict(dataset=dict(task='shape_pattern'))
+train_dataloader = dict(dataset=dict(task='shape_pattern', period=2, num_images=5000))
+val_dataloader = dict(dataset=dict(task='shape_pattern', period=2))
 test_dataloader = val_dataloader
-
+val_evaluator = [
+    dict(type='Accuracy', topk=(1,)),
+    dict(type='mmextra.FactorAccuracy', factors=dict(shape=5, texture=4)),
+]
+test_evaluator = val_evaluator
 optim_wrapper = dict(optimizer=dict(lr=1e-3))
+train_cfg = dict(max_epochs=10)
+default_hooks = dict(logger=dict(interval=20))
 randomness = dict(seed=0)
