@@ -97,16 +97,15 @@ class WeightedPermuteMLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Mix the tokens of ``x``, (B, H, W, C)."""
         h, w = self.grid_branches(x)
-        c = self.mlp_c(x).unflatten(3, (self.segment_dim, -1))
-        # The mean of the sum, as the sum of means: the branches are never added up.
-        mean = (h.mean((1, 2)) + w.mean((1, 2)) + c.mean((1, 2))).flatten(1)  # (B, C)
+        c = self.mlp_c(x)
+        # The mean of the sum, as the sum of means: the branches are added up once only.
+        mean = h.mean((1, 2)) + w.mean((1, 2)) + c.mean((1, 2))  # (B, C)
         weights = self.reweight(mean).unflatten(1, (-1, 3)).softmax(2)
-        weights = weights.unflatten(1, (1, 1, self.segment_dim, -1))  # (B, 1, 1, g, S, 3)
-        mixed = (c * weights[..., 2]).addcmul(h, weights[..., 0]).addcmul(w, weights[..., 1])
-        return self.proj_drop(self.proj(mixed.flatten(3)))
+        of_h, of_w, of_c = weights.permute(2, 0, 1).contiguous()[:, :, None, None]
+        return self.proj_drop(self.proj((c * of_c).addcmul(h, of_h).addcmul(w, of_w)))
 
     def grid_branches(self, x: Tensor) -> Tuple[Tensor, Tensor]:
-        """Outputs of the height and the width branch, (B, H, W, g, S) each."""
+        """Outputs of the height and the width branch, (B, H, W, C) each."""
         size, side = x.shape[1:3], self.segment_dim
         fits = tuple(size) == (side, side)
         if not fits:
@@ -118,12 +117,10 @@ class WeightedPermuteMLP(nn.Module):
             x = resize(x, (side, side))
         x = x.unflatten(3, (side, -1))  # (B, H, W, g, S)
         h = self.mlp_h(x.permute(0, 3, 2, 1, 4).flatten(3))  # (B, g, W, H * S)
-        h = h.unflatten(3, (side, -1)).permute(0, 3, 2, 1, 4)
+        h = h.unflatten(3, (side, -1)).permute(0, 3, 2, 1, 4).flatten(3)
         w = self.mlp_w(x.permute(0, 1, 3, 2, 4).flatten(3))  # (B, H, g, W * S)
-        w = w.unflatten(3, (side, -1)).permute(0, 1, 3, 2, 4)
-        if not fits:
-            h, w = (resize(b.flatten(3), size).unflatten(3, (side, -1)) for b in (h, w))
-        return h, w
+        w = w.unflatten(3, (side, -1)).permute(0, 1, 3, 2, 4).flatten(3)
+        return (h, w) if fits else (resize(h, size), resize(w, size))
 
 
 class PermutatorBlock(nn.Module):
@@ -181,7 +178,8 @@ class PatchProjection(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Project a channels-last map (B, H, W, C) to (B, H/size, W/size, C')."""
-        return self.proj(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        x = self.proj(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return x.contiguous()  # or norms and sums of all blocks would walk over memory in strides
 
 
 @MODELS.register_module()

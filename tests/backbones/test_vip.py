@@ -174,7 +174,8 @@ def test_branches_mix_within_a_column_or_row_and_a_segment():
     other = x.clone()
     other[0, 1, 2, 7] += 1  # row 1, column 2, segment 7 // 3
     changed = [
-        (a - b)[0].abs().sum(-1) > 0 for a, b in zip(mlp.grid_branches(other), mlp.grid_branches(x))
+        (a - b)[0].unflatten(2, (4, 3)).abs().sum(-1) > 0
+        for a, b in zip(mlp.grid_branches(other), mlp.grid_branches(x))
     ]
     for branch, column in zip(changed, (True, False)):
         expected = torch.zeros(4, 4, 4, dtype=torch.bool)
@@ -227,7 +228,7 @@ def test_resized_grids():
         ),
     )
     strict = layer()
-    h, w = (resize(branch.flatten(3), (6, 5)) for branch in strict.grid_branches(small))
+    h, w = (resize(branch, (6, 5)) for branch in strict.grid_branches(small))
     c = strict.mlp_c(x)
     weights = strict.reweight((h + w + c).mean((1, 2))).view(2, 8, 3).softmax(2)[:, None, None]
     expected = strict.proj(h * weights[..., 0] + w * weights[..., 1] + c * weights[..., 2])

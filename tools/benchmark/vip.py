@@ -21,7 +21,7 @@ class Classifier(nn.Module):
 
 
 class CopyingPermuteMLP(WeightedPermuteMLP):
-    """The same with every branch permuted back and the three added up for their mean."""
+    """The same with the three branches added up for their mean, and for their weighted sum one by one."""
 
     def forward(self, x):
         batch, height, width, dim = x.shape
@@ -54,6 +54,6 @@ def cases(device):
             'weighted Permute-MLP, 32x32x192, batch 4',
             ours=lambda: (WeightedPermuteMLP(192, 32).to(device), tokens()),
             yardstick=lambda: (CopyingPermuteMLP(192, 32).to(device), tokens()),
-            yardstick_name='the same with copies of every branch',
+            yardstick_name='the same, every sum written out',
         ),
     ]

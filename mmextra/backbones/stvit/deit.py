@@ -186,7 +186,8 @@ class STViT(PlainViT):
             tuple[Tensor]: For each of ``out_indices``, in the order of the layers, what ``out_type`` says.
         """
         x, grid = self.patch_embed(x)
-        x = self.add_positions(x, grid)
+        # The patches are a transposed view of the convolution's map: norms and sums would walk over it in strides.
+        x = self.add_positions(x.contiguous(), grid)
         image, outs = None, []
         for i, layer in enumerate(self.layers):
             if i == self.semantic_layers.start:
