@@ -8,12 +8,14 @@ work_dirs/CONFIG, where demo configs look for their teacher. A finished run is n
 `table.md`, `plot.svg` and `runs.json` to the output folder: the mean over the seeds ± their standard deviation.
 
 A metric is that of the last validation, `METRIC@EPOCH` that of another one. With `--grid KEY=VALUE,VALUE` every config
-is trained with each of the values: `METRIC@VALUE`, `METRIC@lowest` and `METRIC@highest`.
+is trained with each of the values: `METRIC@VALUE`, `METRIC@lowest` and `METRIC@highest`. `--curve METRIC` draws
+METRIC_1, METRIC_2 and so on as a curve, into `curve.svg`.
 """
 
 import argparse
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -125,7 +127,36 @@ def plot(
     panels[0].set_yticks(range(len(runs)), names)
     panels[0].invert_yaxis()  # the first config on top
     with rc_context({'svg.fonttype': 'none'}):  # text stays text
-        figure.savefig(path, facecolor='white')
+        figure.savefig(path, facecolor='white', metadata=dict(Date=None))
+
+
+def curve(runs: Dict[str, List[dict]], metric: str, names: Sequence[str], path: Path) -> None:
+    """A line for each config through `METRIC_1`, `METRIC_2`, ...: mean over the seeds, and their range.
+
+    Raises:
+        ValueError: If no run has such metrics.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.8, 2.8), layout='constrained')
+    panel = figure.subplots()
+    for name, figures in zip(names, runs.values()):
+        length = len([k for k in figures[0] if re.fullmatch(rf'{re.escape(metric)}_\d+', k)])
+        if not length:
+            raise ValueError(f'--curve {metric}: the runs have no {metric}_1, {metric}_2, ...')
+        places = range(1, length + 1)
+        values = [[f[f'{metric}_{i}'] for f in figures] for i in places]
+        panel.plot(
+            places, [statistics.mean(v) for v in values], marker='o', markersize=3, label=name
+        )
+        panel.fill_between(places, [min(v) for v in values], [max(v) for v in values], alpha=0.2)
+    panel.set_title(metric, fontsize=9)
+    panel.tick_params(labelsize=8)
+    panel.spines[['top', 'right']].set_visible(False)
+    panel.legend(frameon=False, fontsize=8)
+    with rc_context({'svg.fonttype': 'none'}):  # text stays text
+        figure.savefig(path, facecolor='white', metadata=dict(Date=None))
 
 
 def table(runs: Dict[str, List[dict]], columns: Sequence[str], percent: bool) -> str:
@@ -184,6 +215,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     cli.add_argument(
         '--grid', metavar='KEY=VALUE,VALUE', help='an option, and values to train with'
     )
+    cli.add_argument('--curve', metavar='METRIC', help='METRIC_1, METRIC_2, ... as a curve')
     args = cli.parse_args(argv)
     if args.grid and '=' not in args.grid:
         cli.error(f'--grid: must be KEY=VALUE,VALUE, got {args.grid}')
@@ -209,8 +241,11 @@ def main() -> None:
     text = table(runs, columns, args.percent)
     (args.out / 'runs.json').write_text(json.dumps(runs, indent=1))
     (args.out / 'table.md').write_text(text + '\n')
+    names = args.names or list(runs)
     if columns:
-        plot(runs, columns, args.names or list(runs), args.percent, args.out / 'plot.svg')
+        plot(runs, columns, names, args.percent, args.out / 'plot.svg')
+    if args.curve:
+        curve(runs, args.curve, names, args.out / 'curve.svg')
     print(text)
 
 

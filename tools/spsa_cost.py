@@ -69,7 +69,7 @@ def plot(times: Dict[str, Sequence[float]], sides: Sequence[int], path: Path) ->
     panel.spines[['top', 'right']].set_visible(False)
     panel.legend(frameon=False, fontsize=8)
     with rc_context({'svg.fonttype': 'none'}):  # text stays text
-        figure.savefig(path, facecolor='white')
+        figure.savefig(path, facecolor='white', metadata=dict(Date=None))
 
 
 def parse_args(argv=None) -> argparse.Namespace:

@@ -19,7 +19,10 @@ train_dataloader = dict(
                 dict(
                     type='mmextra.TrackedRandomSizedCrop',
                     width=64,
-                    ratio_range=(1.0, 1.0),  # a stride of 8 on 64 pixels leaves no room for other sizes
+                    ratio_range=(
+                        1.0,
+                        1.0,
+                    ),  # a stride of 8 on 64 pixels leaves no room for other sizes
                     crop_size=(64, 64),
                     keep_image=True,
                 ),

@@ -34,6 +34,6 @@ val_dataloader = dict(dataset=dict(size=48))
 test_dataloader = val_dataloader
 optim_wrapper = dict(optimizer=dict(lr=1e-3))
 train_cfg = dict(max_epochs=8, val_interval=4)
-custom_hooks = [dict(type='mmextra.AttentionSimilarityHook', interval=1, num_last=7)]
+custom_hooks = [dict(type='mmextra.AttentionSimilarityHook', num_last=7, each_pair=True)]
 default_hooks = dict(logger=dict(interval=20))
 randomness = dict(seed=0)

@@ -26,6 +26,6 @@ train_dataloader = dict(batch_size=32, dataset=dict(num_images=2000, size=32))
 val_dataloader = dict(dataset=dict(size=32))
 test_dataloader = val_dataloader
 optim_wrapper = dict(optimizer=dict(lr=1e-3))
-custom_hooks = [dict(type='mmextra.AttentionSimilarityHook', interval=1)]
+custom_hooks = [dict(type='mmextra.AttentionSimilarityHook', each_pair=True)]
 default_hooks = dict(logger=dict(interval=20))
 randomness = dict(seed=0)

@@ -337,12 +337,21 @@ class AttentionSimilarityHook(Hook):
         interval (int): Validations between two measurements. Defaults to 1.
         num_batches (int): Batches to measure on, the first ones. Defaults to 2.
         num_last (int): Pairs that count as the last ones. Defaults to 8.
+        each_pair (bool): Whether to write ``attn_similarity_1``, that of the first two layers, and so on, too.
+            Defaults to False.
     """
 
-    def __init__(self, interval: int = 1, num_batches: int = 2, num_last: int = 8) -> None:
+    def __init__(
+        self,
+        interval: int = 1,
+        num_batches: int = 2,
+        num_last: int = 8,
+        each_pair: bool = False,
+    ) -> None:
         self.interval = interval
         self.num_batches = num_batches
         self.num_last = num_last
+        self.each_pair = each_pair
         self._validations = 0
         self._maps: List[Tensor] = []
         self._similarities: List[Tensor] = []
@@ -395,12 +404,15 @@ class AttentionSimilarityHook(Hook):
         pairs = torch.stack(self._similarities).mean(0)  # (layers - 1, )
         self._similarities = []
         all_reduce(pairs, op='mean')
-        runner.message_hub.update_scalars(
-            {
-                'val/attn_similarity': pairs.mean().item(),
-                'val/attn_similarity_last': pairs[-self.num_last :].mean().item(),
-            }
-        )
+        figures = {
+            'val/attn_similarity': pairs.mean().item(),
+            'val/attn_similarity_last': pairs[-self.num_last :].mean().item(),
+        }
+        if self.each_pair:
+            figures.update(
+                {f'val/attn_similarity_{i}': pair for i, pair in enumerate(pairs.tolist(), 1)}
+            )
+        runner.message_hub.update_scalars(figures)
 
 
 @register_layout('deepvit')

@@ -548,6 +548,7 @@ def test_similarity_hook_logs(backbone, tmp_path):
     arch = ARCH if 'Deep' in backbone else {k: ARCH[k] for k in list(ARCH)[:4]}
     model = tiny_classifier(dict(type=backbone, arch=arch, img_size=32, patch_size=8))
     hook = dict(type='mmextra.AttentionSimilarityHook', interval=2, num_batches=1, num_last=1)
+    hook['each_pair'] = True
     runner = classification_runner(model, tmp_path, [hook], epochs=3)
     runner.train()
     scalars = runner.message_hub.log_scalars
@@ -558,6 +559,10 @@ def test_similarity_hook_logs(backbone, tmp_path):
     pairs = [attention_similarity(a, b).item() for a, b in zip(maps, maps[1:])]
     assert similarity.current() == pytest.approx(np.mean(pairs), abs=1e-5)
     assert last.current() == pytest.approx(pairs[-1], abs=1e-5)
+    each = [k for k in scalars if k.rpartition('_')[2].isdigit()]
+    assert len(each) == len(pairs)
+    for i, pair in enumerate(pairs, 1):
+        assert scalars[f'val/attn_similarity_{i}'].current() == pytest.approx(pair, abs=1e-5)
     assert not any(m._forward_hooks for m in runner.model.backbone.layers.modules())
 
 

@@ -142,6 +142,15 @@ def test_grid(compare, monkeypatch, capsys):
         assert message in capsys.readouterr().err
 
 
+def test_curve(compare, tmp_path):
+    runs = dict(a=[dict(s_1=0.5, s_2=0.25, s=9), dict(s_1=0.7, s_2=0.35)], b=[dict(s_1=0.1)])
+    compare.curve(runs, 's', ['first', 'second'], tmp_path / 'curve.svg')
+    drawn = (tmp_path / 'curve.svg').read_text()
+    assert all(f'>{word}</text>' in drawn for word in ('first', 'second'))
+    with pytest.raises(ValueError, match='the runs have no t_1, t_2'):
+        compare.curve(runs, 't', ['first', 'second'], tmp_path / 'curve.svg')
+
+
 def test_finished_runs_are_not_repeated(compare, monkeypatch):
     arguments = ('plain.py', '--before', 'teacher.py', '--out', 'out', '--seeds')
 
