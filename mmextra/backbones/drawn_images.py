@@ -305,10 +305,10 @@ class FactorAccuracy(BaseMetric):
 
 
 def draw_quadrants(random: Generator, label: int, size: int) -> np.ndarray:
-    """A disc somewhere in each quadrant, two of them of one colour, on a patterned background."""
+    """A disc of one of five hues somewhere in each quadrant, two of one hue, on a patterned background."""
     pair, texture = divmod(label, 3)
     first, second = list(itertools.combinations(range(4), 2))[pair]
-    colours = palette(random, 7)[:4]
+    colours = palette(random, 5, turn=0)[:4]
     colours[second] = colours[first]
     x, y = coordinates(size)
     right, down = random.uniform(0, 2, 2)
@@ -375,9 +375,10 @@ def shape_mask(name: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
     )[name]
 
 
-def palette(random: Generator, count: int) -> np.ndarray:
-    """So many well separated colours (count, 3), in random order."""
-    hues = (np.arange(count) / count + random.uniform()) * 2 * np.pi
+def palette(random: Generator, count: int, turn: Optional[float] = None) -> np.ndarray:
+    """So many well separated colours (count, 3), in random order; the hues are turned by a random part of the circle."""
+    turn = random.uniform() if turn is None else turn
+    hues = (np.arange(count) / count + turn) * 2 * np.pi
     colours = 128 + 90 * np.cos(hues[:, None] + np.array([0, 2, 4]) * np.pi / 3)
     return random.permutation(colours)
 
