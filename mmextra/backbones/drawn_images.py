@@ -376,7 +376,7 @@ def shape_mask(name: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 
 def palette(random: Generator, count: int, turn: Optional[float] = None) -> np.ndarray:
-    """So many well separated colours (count, 3), in random order; the hues are turned by a random part of the circle."""
+    """So many well separated colours (count, 3), in random order, their hues turned by that part of the circle."""
     turn = random.uniform() if turn is None else turn
     hues = (np.arange(count) / count + turn) * 2 * np.pi
     colours = 128 + 90 * np.cos(hues[:, None] + np.array([0, 2, 4]) * np.pi / 3)
