@@ -26,8 +26,9 @@ model = dict(
         loss=dict(type='CrossEntropyLoss', loss_weight=1.0),
     ),
 )
-train_dataloader = dict(dataset=dict(task='shape_pattern', period=2, num_images=5000))
-val_dataloader = dict(dataset=dict(task='shape_pattern', period=2))
+task = dict(task='shape_pattern', period=2, patterned_ground=True)
+train_dataloader = dict(dataset=dict(**task, num_images=5000))
+val_dataloader = dict(dataset=task)
 test_dataloader = val_dataloader
 val_evaluator = [
     dict(type='Accuracy', topk=(1,)),

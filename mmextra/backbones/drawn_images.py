@@ -77,11 +77,12 @@ class DrawnImages(DrawnDataset):
             - ``'quadrants'``, 18 classes: which two of the quadrants hold a disc of the same colour, and the fine
               pattern of the background (rows, columns or checks of 2 pixels);
             - ``'same_colour'``, 2 classes: whether two of four discs have the same colour;
-            - ``'shape_pattern'``, 20 classes: one of five large shapes, filled with one of four fine patterns,
-              on a ground of any of them.
+            - ``'shape_pattern'``, 20 classes: one of five large shapes, filled with one of four fine patterns.
 
         num_images (int): Size of the set.
         period (int): Of the patterns of ``'shape_pattern'`` in pixels, at least 2. Defaults to 4.
+        patterned_ground (bool): Whether the ground of ``'shape_pattern'`` has one of the patterns, too, so that it
+            takes the shape to know which of the two counts. Defaults to False.
         **kwargs: Those of :class:`DrawnDataset`.
 
     Raises:
@@ -101,13 +102,21 @@ class DrawnImages(DrawnDataset):
         shape_pattern=[f'{shape} {pattern}' for shape in SHAPES[:5] for pattern in PATTERNS],
     )
 
-    def __init__(self, task: str, num_images: int, period: int = 4, **kwargs) -> None:
+    def __init__(
+        self,
+        task: str,
+        num_images: int,
+        period: int = 4,
+        patterned_ground: bool = False,
+        **kwargs,
+    ) -> None:
         if task not in self.CLASSES:
             raise ValueError(f'task must be one of {", ".join(self.CLASSES)}, got {task!r}')
         if period < 2:
             raise ValueError(f'period must be at least 2 pixels, got {period}')
         self.task = task
         self.period = period
+        self.patterned_ground = patterned_ground
         super().__init__(num_images, metainfo=dict(classes=self.CLASSES[task]), **kwargs)
 
     def draw(self, random: Generator, index: int) -> dict:
@@ -116,7 +125,9 @@ class DrawnImages(DrawnDataset):
         task = dict(
             quadrants=draw_quadrants,
             same_colour=draw_discs,
-            shape_pattern=partial(draw_shape_pattern, period=self.period),
+            shape_pattern=partial(
+                draw_shape_pattern, period=self.period, ground=self.patterned_ground
+            ),
         )[self.task]
         image = task(random, label, self.size)
         return dict(img=image + random.normal(0, 6, image.shape), gt_label=label)
@@ -336,8 +347,10 @@ def draw_discs(random: Generator, label: int, size: int) -> np.ndarray:
     return image
 
 
-def draw_shape_pattern(random: Generator, label: int, size: int, period: int) -> np.ndarray:
-    """One large shape in any position and rotation, filled with a fine pattern, on a ground of any pattern."""
+def draw_shape_pattern(
+    random: Generator, label: int, size: int, period: int, ground: bool
+) -> np.ndarray:
+    """One large shape in any place and rotation, filled with a fine pattern; the ground has any pattern, or none."""
     shape, texture = divmod(label, len(PATTERNS))
     angle, radius = random.uniform(0, 2 * np.pi), size * random.uniform(0.22, 0.34)
     centre = random.uniform(radius, size - radius, 2)
@@ -350,7 +363,7 @@ def draw_shape_pattern(random: Generator, label: int, size: int, period: int) ->
         right, down = random.uniform(0, period, 2)
         light = random.uniform(25, 45) * pattern(name, x + right, y + down, period)
         fills.append(colour + light[..., None])
-    return np.where(inside[..., None], *fills)
+    return np.where(inside[..., None], fills[0], fills[1] if ground else colour)
 
 
 def shape_mask(name: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:

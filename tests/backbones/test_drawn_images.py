@@ -108,9 +108,11 @@ def test_patterns():
     assert dots.mean() == pytest.approx(0.5)
 
 
+@pytest.mark.parametrize('ground', [False, True])
 @pytest.mark.parametrize('period', [2, 4])
-def test_shapes_are_filled_with_patterns_of_the_period(period):
-    image = draw_shape_pattern(np.random.default_rng(0), label=0, size=64, period=period)  # rows
+def test_shapes_are_filled_with_patterns_of_the_period(period, ground):
+    random = np.random.default_rng(0)
+    image = draw_shape_pattern(random, label=0, size=64, period=period, ground=ground)  # rows
     grey = image.mean(-1, keepdims=True)
     inside = ~np.isclose(image - grey, (image - grey)[0, 0]).all(-1)  # of another hue than a corner
     rows = [row[mask] for row, mask in zip(grey, inside) if mask.any()]
@@ -118,6 +120,7 @@ def test_shapes_are_filled_with_patterns_of_the_period(period):
     light = np.array([row.mean() for row in rows])
     assert np.allclose(light[:-period], light[period:])
     assert not np.isclose(light[: -period // 2], light[period // 2 :]).any()
+    assert (np.ptp(grey[~inside]) > 1) == ground
 
 
 @pytest.mark.parametrize(
