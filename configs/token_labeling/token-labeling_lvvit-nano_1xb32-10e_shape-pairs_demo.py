@@ -51,7 +51,7 @@ val_dataloader = dict(
 )
 test_dataloader = val_dataloader
 optim_wrapper = dict(optimizer=dict(lr=1e-3))
-train_cfg = dict(max_epochs=10, val_interval=5)
+train_cfg = dict(max_epochs=10, val_interval=2)
 custom_hooks = [dict(type='mmextra.TokenAccuracyHook')]
 default_hooks = dict(logger=dict(interval=20), checkpoint=dict(max_keep_ckpts=1))
 randomness = dict(seed=0)

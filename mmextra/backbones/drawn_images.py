@@ -165,10 +165,10 @@ class ShapePairs(DrawnDataset):
         size = self.size
         classes = random.choice(len(self.METAINFO['classes']), 2, replace=False)
         large = size * random.uniform(0.17, 0.23)
-        radii = random.permutation([large, large * random.uniform(0.55, 0.75)])
+        radii = random.permutation([large, large * random.uniform(0.65, 0.85)])
         x, y = coordinates(size)
         stripes = pattern('rows', x, y, period=6)
-        image = random.uniform(50, 100) + random.normal(0, 10, (size, size, 3))
+        image = random.uniform(50, 100) + random.normal(0, 20, (size, size, 3))
         label = np.zeros((2, 2, self.label_size, self.label_size))
         for k, (cls, radius, column) in enumerate(zip(classes, radii, (0.25, 0.75))):
             centre = (
@@ -176,7 +176,7 @@ class ShapePairs(DrawnDataset):
                 size * (column + random.uniform(-0.02, 0.02)),
             )
             mask = shape_mask(SHAPES[cls // 2], (x - centre[1]) / radius, (y - centre[0]) / radius)
-            colour = random.uniform(150, 255, 3)
+            colour = random.uniform(110, 255, 3)
             image[mask] = colour
             if cls % 2:
                 image[mask & (stripes < 0)] = 255 - colour
@@ -316,11 +316,12 @@ class FactorAccuracy(BaseMetric):
 
 
 def draw_quadrants(random: Generator, label: int, size: int) -> np.ndarray:
-    """A disc of one of five hues somewhere in each quadrant, two of one hue, on a patterned background."""
+    """A disc of red, green or blue somewhere in each quadrant, two of one colour, on a patterned background."""
     pair, texture = divmod(label, 3)
-    first, second = list(itertools.combinations(range(4), 2))[pair]
-    colours = palette(random, 5, turn=0)[:4]
-    colours[second] = colours[first]
+    same = list(itertools.combinations(range(4), 2))[pair]
+    others = [i for i in range(4) if i not in same]
+    colours = np.empty((4, 3))
+    colours[[*same, *others]] = palette(random, 3, turn=0)[[0, 0, 1, 2]]
     x, y = coordinates(size)
     right, down = random.uniform(0, 2, 2)
     stripes = pattern(PATTERNS[texture], x + right, y + down, period=2)
