@@ -1,6 +1,6 @@
 # The paper's claim at the size of a demonstration: a class is a coarse shape and a fine pattern of
-# 4 pixels, and fine tokens with outlook attention should tell the patterns better. To hold against
-# it: volo-nano-vit_1xb64-8e_shapes-patterns_demo.py.
+# 4 pixels, and fine tokens with outlook attention should tell them better. To hold against it:
+# volo-nano-vit_1xb64-8e_shapes-patterns_demo.py.
 _base_ = [
     'mmpretrain::_base_/default_runtime.py',
     '../_base_/datasets/drawn_images.py',
