@@ -326,13 +326,14 @@ def scratch(tmp_path, monkeypatch):
         )
     from mmengine.model import BaseModule
 
+    before = {variable: {*getattr(ours, variable)._module_dict} for variable in REGISTRIES}
     yield dict(pickle=pickle, numpy=np, torch=torch, BaseModule=BaseModule, Config=Config)
     for variable in REGISTRIES:  # what a script registered is gone again
         known, registered = (
             ours.component_index().get(variable, {}),
             getattr(ours, variable)._module_dict,
         )
-        for name in {*registered} - {*known}:
+        for name in {*registered} - {*known} - before[variable]:
             del registered[name]
 
 
