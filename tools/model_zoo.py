@@ -12,7 +12,7 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import Dict, List
+from typing import Dict, Iterable, List
 
 import yaml
 
@@ -140,32 +140,36 @@ def readme(papers: List[Paper], text: str) -> str:
 
 
 def paper_page(paper: Paper) -> str:
-    """A paper's README as a page of the docs: links lead where they led."""
-    text = paper.readme.read_text('utf-8')
-    parts = FENCE.split(text)  # code stands at the odd places
-    parts[::2] = [LINK.sub(lambda m: moved_link(m, paper), part) for part in parts[::2]]
+    """A paper's README as a page of the docs, with a table of its models."""
     table = zoo_table('## All configs', paper, '../..') if paper.models else ''
-    return f'{"".join(parts).rstrip()}\n\n{table}'
+    return f'{readme_page(paper.root, paper.readme)}\n{table}'
 
 
-def moved_link(match, paper: Paper) -> str:
+def readme_page(root: Path, path: Path) -> str:
+    """A README of `configs` as a page of the docs: links lead where they led."""
+    parts = FENCE.split(path.read_text('utf-8'))  # code stands at the odd places
+    parts[::2] = [LINK.sub(lambda m: moved_link(m, root, path), part) for part in parts[::2]]
+    return f'{"".join(parts).rstrip()}\n'
+
+
+def moved_link(match, root: Path, path: Path) -> str:
     """One link of a README, as seen from ``docs/papers``."""
     label, target, title = match.groups()
-    path, hash_, anchor = target.partition('#')
-    if not path or re.match(r'[a-z]+:', target):
+    place, hash_, anchor = target.partition('#')
+    if not place or re.match(r'[a-z]+:', target):
         return match.group()
-    file = (paper.readme.parent / path).resolve()
+    file = (path.parent / place).resolve()
     if not file.exists():
-        raise ZooError(f'{paper.readme} links to {target}, which is not there')
+        raise ZooError(f'{path} links to {target}, which is not there')
     if file.is_dir():
         file = file / 'README.md'
     if not file.is_file():  # a folder: there is no page of it
         return label[1:-1]
-    other = file.relative_to(paper.root)
+    other = file.relative_to(root)
     if other.name == 'README.md' and other.parts[0] == 'configs' and len(other.parts) == 3:
         moved = f'{other.parts[1]}.md'
     else:
-        moved = os.path.relpath(file, paper.root / 'docs' / 'papers')
+        moved = os.path.relpath(file, root / 'docs' / 'papers')
     return f'{label}({moved}{hash_}{anchor}{title})'
 
 
@@ -192,9 +196,16 @@ def model_zoo(papers: List[Paper]) -> str:
     )
 
 
-def paper_index(papers: List[Paper]) -> str:
-    """The contents page of ``docs/papers``."""
-    lines = [f'{paper.slug}\n' for paper in sorted(papers, key=lambda p: p.name.lower())]
+def find_comparisons(root: Path) -> Dict[str, Path]:
+    """READMEs of folders that belong to no paper but hold several against each other: folder -> README."""
+    found = sorted((root / 'configs').glob('*/README.md'))
+    return {p.parent.name: p for p in found if not (p.parent / 'metafile.yml').exists()}
+
+
+def paper_index(papers: List[Paper], comparisons: Iterable[str] = ()) -> str:
+    """The contents page of ``docs/papers``: the papers by name, then the comparisons."""
+    names = [paper.slug for paper in sorted(papers, key=lambda p: p.name.lower())]
+    lines = [f'{name}\n' for name in (*names, *comparisons)]
     if not lines:
         return '# Papers\n\nNone yet.\n'
     return f'# Papers\n\n```{{toctree}}\n:maxdepth: 1\n\n{"".join(lines)}```\n'
@@ -212,7 +223,9 @@ def committed(root: Path, papers: List[Paper]) -> Dict[Path, str]:
 def write_docs(root: Path, papers: List[Paper]) -> None:
     """Write the pages of the docs; pages of papers that are gone go too."""
     pages = {f'{paper.slug}.md': paper_page(paper) for paper in papers}
-    pages['index.md'] = paper_index(papers)
+    comparisons = find_comparisons(root)
+    pages.update({f'{name}.md': readme_page(root, path) for name, path in comparisons.items()})
+    pages['index.md'] = paper_index(papers, comparisons)
     folder = root / 'docs' / 'papers'
     folder.mkdir(parents=True, exist_ok=True)
     for path in folder.glob('*.md'):

@@ -8,6 +8,7 @@ Registered here: the datasets ``DrawnImages``, ``ShapePairs`` (with label maps),
 ``ObjectAmongTextures``, and the metric ``FactorAccuracy``.
 """
 
+import copy
 import itertools
 from functools import partial
 from typing import Dict, List, Optional, Sequence, Tuple
@@ -24,8 +25,9 @@ SHAPES = ('disc', 'square', 'triangle', 'cross', 'ring', 'bar')
 
 
 class DrawnDataset(BaseDataset):
-    """Base of datasets that draw an image when it is asked for: the same index of the same set always gives the same
-    image.
+    """Base of datasets that draw an image when it is first asked for, and keep it in memory.
+
+    The same index of the same set always gives the same image.
 
     Args:
         num_images (int): Size of the set.
@@ -43,6 +45,7 @@ class DrawnDataset(BaseDataset):
         self.num_images = num_images
         self.size = size
         self.seed = seed
+        self._drawn: Dict[int, dict] = {}
         super().__init__(serialize_data=False, **kwargs)
 
     def load_data_list(self) -> List[dict]:
@@ -50,11 +53,13 @@ class DrawnDataset(BaseDataset):
         return [dict(index=i) for i in range(self.num_images)]
 
     def get_data_info(self, idx: int) -> dict:
-        """Draw an image: ``img`` (H, W, 3) uint8, ``gt_label`` and what else a subclass adds."""
+        """An image: ``img`` (H, W, 3) uint8, ``gt_label`` and what else a subclass adds."""
         info = super().get_data_info(idx)
-        random = np.random.default_rng((self.seed, info['index']))
-        info.update(self.draw(random, info['index']))
-        info['img'] = np.clip(info['img'], 0, 255).astype(np.uint8)
+        index = info['index']
+        if index not in self._drawn:
+            drawn = self.draw(np.random.default_rng((self.seed, index)), index)
+            self._drawn[index] = {**drawn, 'img': np.clip(drawn['img'], 0, 255).astype(np.uint8)}
+        info.update(copy.deepcopy(self._drawn[index]))  # transforms may write into it
         info['img_shape'] = info['ori_shape'] = info['img'].shape[:2]
         return info
 

@@ -48,6 +48,13 @@ def test_images_are_repeatable_and_labels_balanced(task, classes):
     assert (a == b).all() and (a != c).any() and (a != first[8]['img']).any()
 
 
+def test_a_transform_that_writes_into_an_image_changes_that_sample_alone():
+    dataset = DrawnImages('quadrants', 2, size=32)
+    first = dataset[0]['img'].copy()
+    dataset[0]['img'][:] = 0
+    assert (dataset[0]['img'] == first).all()
+
+
 def test_pipeline_gets_the_image():
     dataset = DATASETS.build(
         dict(

@@ -101,9 +101,21 @@ def test_a_second_run_changes_nothing_and_a_paper_that_is_gone_goes(zoo, checkou
         p: (p.read_text(), p.stat().st_mtime_ns) for p in checkout.rglob('*.[my][dm]*')
     }
     (checkout / 'configs' / 'ld' / 'README.md').write_text('# LD\n')
-    (checkout / 'configs' / 'volo' / 'metafile.yml').unlink()
+    for file in ('metafile.yml', 'README.md'):
+        (checkout / 'configs' / 'volo' / file).unlink()
     assert zoo() == 0
     assert {p.name for p in (checkout / 'docs' / 'papers').iterdir()} == {'index.md', 'ld.md'}
+
+
+def test_a_readme_without_metafile_is_a_page_and_no_paper(zoo, checkout):
+    folder = checkout / 'configs' / 'cifar10_backbones'
+    folder.mkdir()
+    (folder / 'README.md').write_text('# Two of them\n\n[VOLO](../volo/README.md)\n')
+    assert zoo() == 0
+    pages = checkout / 'docs' / 'papers'
+    assert (pages / 'cifar10_backbones.md').read_text() == '# Two of them\n\n[VOLO](volo.md)\n'
+    assert '\nld\nvolo\ncifar10_backbones\n' in (pages / 'index.md').read_text()
+    assert 'Two of them' not in (checkout / 'README.md').read_text()
 
 
 def test_columns_that_would_be_empty_are_left_out(zoo, checkout):

@@ -1,15 +1,59 @@
-"""Backbones of about DeiT-S's size beside timm's DeiT-S at batch 2, as the reference code was measured."""
+"""Backbones of about DeiT-S's size beside timm's DeiT-S at batch 2, as the reference code was measured.
+
+The third row of LV-ViT-S and ViP-S/7 is the same network written down plainly: how fast such code is beside DeiT-S on
+the machine at hand.
+"""
 
 import timm
 import token_labeling
 import torch
+import torch.nn.functional as F
 import vip
 import volo
 from benchmark_case import Case
+from torch import nn
 
 from mmextra.backbones.deepvit import DeepViT
 from mmextra.backbones.refiner import RefinerViT
+from mmextra.backbones.token_labeling.lvvit import ConvStem, LVViTAttention
+from mmextra.backbones.vip import WeightedPermuteMLP
 from mmextra.backbones.volo import VOLO
+
+
+class PlainStem(ConvStem):
+    """Convolution, norm and ReLU one after the other."""
+
+    def forward(self, x):
+        x = F.relu(self.bn1(self.conv1(x)))
+        x = F.relu(self.bn2(self.conv2(x)))
+        return self.proj(F.relu(self.bn3(self.conv3(x))))
+
+
+class PlainAttention(LVViTAttention):
+    """Products, softmax and sum one after the other."""
+
+    def forward(self, x):
+        q, k, v = (
+            self.qkv(x).unflatten(2, (3, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4)
+        )
+        attn = ((q @ k.mT) * self.scale).softmax(-1)
+        return self.proj((attn @ v).transpose(1, 2).flatten(2))
+
+
+PLAIN = {
+    ConvStem: PlainStem,
+    LVViTAttention: PlainAttention,
+    WeightedPermuteMLP: vip.CopyingPermuteMLP,
+}
+
+WITH_PLAIN = ('LV-ViT-S', 'ViP-S/7')
+
+
+def plain(model: nn.Module) -> nn.Module:
+    """The model with the plain form of each module that has one."""
+    for module in model.modules():
+        module.__class__ = PLAIN.get(type(module), type(module))
+    return model
 
 
 def cases(device):
@@ -29,6 +73,8 @@ def cases(device):
             ours=build(make),
             yardstick=build(lambda: timm.create_model('deit_small_patch16_224')),
             yardstick_name='timm DeiT-S',
+            reference=build(lambda make=make: plain(make())) if name in WITH_PLAIN else None,
+            reference_name='the same, written down plainly',
         )
         for name, make in models.items()
     ]
