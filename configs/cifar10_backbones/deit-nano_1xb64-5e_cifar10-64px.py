@@ -1,5 +1,5 @@
 # What the twelve backbones of this folder are held against: a small DeiT, 8x8 patches of 64x64 images. All of them have
-# about 0.4 M parameters and the same recipe: one CIFAR-10 image in ten, ten epochs.
+# about 0.4 M parameters and the same recipe: one CIFAR-10 image in ten, five epochs.
 _base_ = [
     'mmpretrain::_base_/default_runtime.py',
     '../_base_/datasets/cifar10.py',
@@ -46,6 +46,6 @@ val_dataloader = dict(
 test_dataloader = val_dataloader
 
 optim_wrapper = dict(optimizer=dict(lr=1e-3))
-train_cfg = dict(max_epochs=10, val_interval=10)
-default_hooks = dict(logger=dict(interval=20), checkpoint=dict(interval=10, max_keep_ckpts=1))
+train_cfg = dict(max_epochs=5, val_interval=5)
+default_hooks = dict(logger=dict(interval=20), checkpoint=dict(interval=5, max_keep_ckpts=1))
 randomness = dict(seed=0)

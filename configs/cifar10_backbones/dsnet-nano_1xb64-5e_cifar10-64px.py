@@ -1,4 +1,4 @@
-_base_ = 'deit-nano_1xb64-10e_cifar10-64px.py'
+_base_ = 'deit-nano_1xb64-5e_cifar10-64px.py'
 
 model = dict(
     backbone=dict(
