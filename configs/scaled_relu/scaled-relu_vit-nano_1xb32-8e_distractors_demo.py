@@ -23,7 +23,7 @@ model = dict(
         loss=dict(type='CrossEntropyLoss', loss_weight=1.0),
     ),
 )
-train_dataloader = dict(batch_size=32, dataset=dict(num_images=3000, size=32))
+train_dataloader = dict(batch_size=32, dataset=dict(num_images=2000, size=32))
 val_dataloader = dict(dataset=dict(size=32))
 test_dataloader = val_dataloader
 

@@ -31,7 +31,7 @@ train_dataloader = dict(
     dataset=dict(
         _delete_=True,
         type='mmextra.ShapePairs',
-        num_images=5000,
+        num_images=2000,
         token_label='exact',
         pipeline=[
             dict(type='mmextra.TokenLabelRandomFlip', prob=0.5),
