@@ -1,13 +1,23 @@
 """What every registered backbone owes its users."""
 
+import copy
 import inspect
+import pickle
+from functools import partial
 
 import pytest
 import torch
 from contracts import registered, tiny
+from mmcv.cnn.bricks import DropPath
+from mmengine.registry import init_default_scope
+from torch import nn
 
+from mmextra.engine import checkpoint
 from mmextra.registry import MODELS
 
+NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
+# What training and eval mode differ in.
+MODAL = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd, DropPath)
 NAMES = sorted(
     n for n, module in registered('MODELS').items() if module.startswith('mmextra.backbones.')
 )
@@ -55,6 +65,19 @@ def accepts(name, argument):
     )
 
 
+def redraw(model):
+    """Parameters and running statistics that are far from their initial values."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.3)
+        for key, buffer in model.named_buffers():
+            if key.endswith('running_var'):
+                buffer.uniform_(0.5, 1.5)
+            elif key.endswith('running_mean'):
+                buffer.normal_()
+    return model
+
+
 def tensors(outs):
     """All tensors of a backbone's output, in order."""
     if isinstance(outs, torch.Tensor):
@@ -86,9 +109,36 @@ def test_each_stage_alone_equals_the_stage_among_all(name):
 def test_other_input_sizes(name, extra):
     side = tiny('MODELS', name).get('img_size', 64)
     size = (side + extra[0], side + extra[1])
+    model = build(name)
+    stride = side // tensors(model(images(name)))[0].shape[-1]
     for mode in (True, False):
-        outs = build(name).train(mode)(images(name, batch=2, size=size))
-        assert all(torch.isfinite(t).all() for t in tensors(outs))
+        outs = tensors(model.train(mode)(images(name, size=size)))
+        assert all(torch.isfinite(t).all() for t in outs)
+        grid = outs[0].shape[2:]  # papers that thin out the tokens have fewer of them later
+        assert all(n // stride <= found <= -(-n // stride) for n, found in zip(size, grid))
+
+
+@torch.no_grad()
+def test_calls_leave_nothing_behind(name):
+    """Not in the input, and not for the next call; copies do the same."""
+    model, x = redraw(build(name)).eval(), images(name)
+    given = x.clone()
+    expected = tensors(model(x))
+    model(images(name, size=(x.shape[2] + 32, x.shape[3])))
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        model(x)
+    for twin in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert all(torch.equal(a, b) for a, b in zip(tensors(twin(x)), expected))
+    assert torch.equal(x, given)
+
+
+@torch.no_grad()
+def test_memory_format_does_not_matter(name):
+    model, x = build(name).eval(), images(name)
+    strided = torch.stack((x, -x), dim=-1)[..., 0]
+    for other in (strided, x.contiguous(memory_format=torch.channels_last)):
+        for a, b in zip(tensors(model(other)), tensors(model(x))):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
 def test_one_image_gives_what_it_gives_in_a_batch(name):
@@ -108,8 +158,9 @@ def test_every_parameter_gets_a_gradient(name):
 
 def test_state_dict_round_trip(name):
     model, other = build(name).eval(), build(name).eval()
-    for parameter in other.parameters():
-        torch.nn.init.normal_(parameter)
+    redraw(other)
+    with torch.no_grad():
+        other(images(name))  # whatever it may have computed from its weights
     other.load_state_dict(model.state_dict())
     with torch.no_grad():
         for a, b in zip(tensors(model(images(name))), tensors(other(images(name)))):
@@ -135,34 +186,129 @@ def test_export(name):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
+def trained(module):
+    return any(p.requires_grad for p in module.parameters())
+
+
 def test_frozen_stages_stay_frozen(name):
     if not accepts(name, 'frozen_stages'):
         pytest.skip(f'{name} takes no frozen_stages')
-    model = build(name, frozen_stages=1).train()
+    model = build(name, frozen_stages=1).eval().train()
     frozen = [p for p in model.parameters() if not p.requires_grad]
     assert frozen and len(frozen) < len(list(model.parameters()))
-    before = [b.clone() for m in model.modules() if not m.training for b in m.buffers()]
-    model(images(name))
-    after = [b for m in model.modules() if not m.training for b in m.buffers()]
-    assert all(torch.equal(a, b) for a, b in zip(before, after))
+    parts = [m for m, free in zip(model.modules(), build(name).modules()) if trained(free)]
+    parts = [m for m in parts if not trained(m)]
+    assert not any(m.training for part in parts for m in part.modules() if isinstance(m, MODAL))
+    before = [b.clone() for part in parts for b in part.buffers()]
+    sum(t.square().mean() for t in tensors(model(images(name)))).backward()
+    assert all(torch.equal(*pair) for pair in zip(before, [b for p in parts for b in p.buffers()]))
+    assert all((p.grad is None) != p.requires_grad for p in model.parameters())
+
+
+def add_to(found, tensor):
+    found.append(tensor)
+    return tensor
 
 
 def test_activation_checkpointing_changes_nothing(name):
     if not accepts(name, 'with_cp'):
         pytest.skip(f'{name} takes no with_cp')
-    grads = []
+    options = dict(drop_path_rate=0.5) if accepts(name, 'drop_path_rate') else {}
+    results, kept = [], []
     for with_cp in (False, True):
-        model = build(name, with_cp=with_cp).train()
+        model, saved = build(name, with_cp=with_cp, **options).train(), []
         torch.manual_seed(1)
-        sum(t.square().mean() for t in tensors(model(images(name)))).backward()
-        grads.append([p.grad for p in model.parameters() if p.grad is not None])
-    assert len(grads[0]) == len(grads[1])
-    for a, b in zip(*grads):
+        keep = partial(add_to, saved)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+            outs = tensors(model(images(name)))
+        kept.append(len(saved))
+        sum(t.square().mean() for t in outs).backward()
+        grads = {k: p.grad for k, p in model.named_parameters() if p.grad is not None}
+        results.append((outs, grads, dict(model.named_buffers())))
+    for a, b in zip(*results):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+    assert kept[1] < kept[0]
 
 
-def test_layer_depths_for_layer_wise_decay(name):
-    model = build(name)
-    depths = {k: model.get_layer_depth(k)[0] for k, _ in model.named_parameters()}
-    total = {model.get_layer_depth(k)[1] for k, _ in model.named_parameters()}
-    assert len(total) == 1 and min(depths.values()) == 0 and max(depths.values()) < total.pop()
+def test_drop_path(name):
+    if not accepts(name, 'drop_path_rate'):
+        pytest.skip(f'{name} takes no drop_path_rate')
+    plain, model = build(name), build(name, drop_path_rate=0.5)
+    model.load_state_dict(redraw(plain).state_dict())
+    x = images(name)
+    for mode, same in ((False, True), (True, False)):
+        for a, b in zip(tensors(model.train(mode)(x))[-1:], tensors(plain.train(mode)(x))[-1:]):
+            assert torch.equal(a, b) == same
+
+
+@pytest.mark.parametrize('kind', ['Pretrained', 'mmextra.OfficialCheckpoint'])
+def test_initialisation_leaves_a_checkpoint_alone(name, kind, tmp_path, monkeypatch):
+    monkeypatch.setitem(checkpoint._LAYOUTS, 'as it is', lambda state: state)
+    source, path = redraw(build(name)), str(tmp_path / 'weights.pth')
+    torch.save(dict(state_dict=source.state_dict()), path)
+    layout = {} if kind == 'Pretrained' else dict(layout='as it is')
+    model = build(name, init_cfg=dict(type=kind, checkpoint=path, **layout))
+    for (key, a), b in zip(model.state_dict().items(), source.state_dict().values()):
+        assert torch.equal(a, b), key
+
+
+def classifier(name):
+    """The host's classifier around the small instance."""
+    init_default_scope('mmpretrain')
+    backbone = {**tiny('MODELS', name), 'type': f'mmextra.{name}', 'out_indices': stages(name)[-1:]}
+    backbone.pop('out_type', None)
+    with torch.no_grad():
+        features = MODELS.build(backbone).eval()(images(name))[-1]
+    return MODELS.build(
+        dict(
+            type='mmpretrain.ImageClassifier',
+            backbone=backbone,
+            neck=dict(type='GlobalAveragePooling') if features.ndim == 4 else None,
+            head=dict(type='LinearClsHead', num_classes=3, in_channels=features.shape[1]),
+        )
+    )
+
+
+def test_classifies_with_a_stock_head(name):
+    from mmpretrain.structures import DataSample
+
+    model = classifier(name)
+    model.init_weights()
+    samples = [DataSample().set_gt_label(i) for i in range(2)]
+    losses = model.train()(images(name), samples, mode='loss')
+    sum(losses.values()).backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
+    scores = [s.pred_score for s in model.eval()(images(name), samples, mode='predict')]
+    torch.testing.assert_close(torch.stack(scores).sum(1), torch.ones(2))
+
+
+def test_stock_optimizer_constructors(name):
+    """Learning rates fall by a factor with each depth; norms, biases and vectors have no weight decay."""
+    from mmpretrain.engine.optimizers import LearningRateDecayOptimWrapperConstructor
+
+    model = classifier(name)
+    constructor = LearningRateDecayOptimWrapperConstructor(
+        dict(optimizer=dict(type='AdamW', lr=1.0, weight_decay=0.1)),
+        dict(layer_decay_rate=0.5, norm_decay_mult=0.0, bias_decay_mult=0.0, flat_decay_mult=0.0),
+    )
+    groups = constructor(model).optimizer.param_groups
+    group_of = {id(p): group for group in groups for p in group['params']}
+    assert len(group_of) == sum(len(g['params']) for g in groups) == len(list(model.parameters()))
+    for key, parameter in model.named_parameters():
+        depth, total = model.backbone.get_layer_depth(key, 'backbone.')
+        assert group_of[id(parameter)]['lr'] == 0.5 ** (total - 1 - depth), key
+        decays = parameter.ndim > 1
+        assert (group_of[id(parameter)]['weight_decay'] > 0) == decays, key
+    norms = [p for m in model.modules() if isinstance(m, NORMS) for p in m.parameters()]
+    assert all(group_of[id(p)]['weight_decay'] == 0 for p in norms)
+
+
+def test_compiles_without_a_break(name):
+    """In training, where more is traced; what follows on the trace is torch's own."""
+    torch._dynamo.reset()
+    model, x = build(name).train(), images(name)
+    outs = []
+    for run in (copy.deepcopy(model), torch.compile(model, backend='eager', fullgraph=True)):
+        torch.manual_seed(1)
+        outs.append(tensors(run(x)))
+    torch.testing.assert_close(*outs, rtol=1e-4, atol=1e-5)

@@ -290,6 +290,10 @@ class DeepViT(PlainViT):
         self.cos_reg_maps = cos_reg_maps
         self.attn_maps: List[Tensor] = []
 
+    def __getstate__(self) -> dict:
+        """What copies and pickles take along: all but maps, which belong to the last forward's graph."""
+        return {**self.__dict__, 'attn_maps': []}
+
     def forward(self, x: Tensor) -> tuple:
         """Extract features; see :meth:`PlainViT.forward`."""
         self.attn_maps = []

@@ -218,6 +218,9 @@ class PlainViT(VisionTransformer):
         if make_layer:
             rates = np.linspace(0, drop_path_rate, num_layers).tolist()
             self.layers = ModuleList(make_layer(i, rate) for i, rate in enumerate(rates))
+        for module in self.layers.modules():  # torch.compile breaks at the host's rates, numpy's
+            if isinstance(module, DropPath):
+                module.drop_prob = float(module.drop_prob)
         if stem_widths:
             self.patch_embed = ConvStem(
                 in_channels, stem_widths, self.embed_dims, patch_size, img_size
@@ -396,7 +399,8 @@ def kept_statistics(module: nn.Module) -> Iterator[None]:
     finally:
         for norm, momentum in zip(norms, momenta):
             norm.momentum = momentum
-            norm.num_batches_tracked -= 1
+            if norm.track_running_stats:
+                norm.num_batches_tracked -= 1
 
 
 def deit_keys(state: StateDict, rename: Optional[Mapping[str, str]] = None) -> StateDict:

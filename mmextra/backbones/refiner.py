@@ -83,7 +83,7 @@ class DistributedLocalAttention(BaseModule):
         gain, shift = norm_affine(
             norm, *(mixed_statistics(norm, flat, weight) if norm.training else ())
         )
-        weight = (gain[:, None] * weight).mT.expand(len(attn), -1, -1)
+        weight = (gain[:, None] * weight).mT.expand(attn.shape[0], -1, -1)
         hidden = torch.baddbmm(shift.to(attn.dtype), flat.mT, weight.to(attn.dtype))
         return hidden.unflatten(1, attn.shape[2:]).permute(0, 3, 1, 2)
 
@@ -94,10 +94,10 @@ class DistributedLocalAttention(BaseModule):
             return norm(conv(hidden)) + attn
         flat, weight = hidden.flatten(2), conv.weight.flatten(1)
         if norm.training:
-            projected = torch.bmm(weight.expand(len(attn), -1, -1), flat)
+            projected = torch.bmm(weight.expand(attn.shape[0], -1, -1), flat)
             return norm(projected.view_as(attn)) + attn
         gain, shift = norm_affine(norm)
-        weight = (gain[:, None] * weight).expand(len(attn), -1, -1)
+        weight = (gain[:, None] * weight).expand(attn.shape[0], -1, -1)
         return torch.baddbmm(attn.flatten(2), weight, flat).view_as(attn) + shift[:, None, None]
 
 
@@ -123,6 +123,7 @@ class RefinedAttention(BaseModule):
         share (bool): Whether to refine the map of the layer before. Defaults to False.
         apply_transform (bool): Whether a plain layer refines its own map. Defaults to False.
         head_expand (int): Expansion of the DLA of ``apply_transform``. A share layer has 3. Defaults to 3.
+        kernel_size (int): Side of the kernel of the DLA of ``apply_transform``. A share layer has 3. Defaults to 3.
         init_cfg (dict, optional): Defaults to None.
 
     Raises:
@@ -140,6 +141,7 @@ class RefinedAttention(BaseModule):
         share: bool = False,
         apply_transform: bool = False,
         head_expand: int = 3,
+        kernel_size: int = 3,
         init_cfg: Optional[dict] = None,
     ) -> None:
         super().__init__(init_cfg)
@@ -150,7 +152,8 @@ class RefinedAttention(BaseModule):
         self.share = share
         self.dla = None
         if share or apply_transform:
-            self.dla = DistributedLocalAttention(num_heads, 3 if share else head_expand)
+            options = (3, 3) if share else (head_expand, kernel_size)
+            self.dla = DistributedLocalAttention(num_heads, *options)
             self.adapt_bn = nn.BatchNorm2d(num_heads)
         self.qkv = nn.Linear(embed_dims, embed_dims * (1 if share else 3), bias=qkv_bias)
         self.attn_drop = nn.Dropout(attn_drop)
@@ -247,7 +250,8 @@ class RefinerViT(PlainViT):
             ``TokenLabelClsHead``: feature maps, of which that of the last layer comes as a list ``[map, class token,
             box of mixed tokens]``, in training with the list of attention maps at its end if ``cos_reg_maps``. Defaults
             to ``'cls_token'``.
-        mix_token (bool): Mix tokens in training, see ``MixToken``. Needs ``out_type='dense'``. Defaults to False.
+        mix_token (bool): Mix tokens in training, see ``MixToken``. Needs ``out_type='dense'`` and the last layer among
+            ``out_indices``. Defaults to False.
         cos_reg_maps (int): Number n of pairs of consecutive maps to keep for the cosine regulariser: in training, the
             maps that the first n + 1 layers hand on are in :attr:`attn_maps` after each forward. ``AttnCosRegHook``
             sets it. Defaults to 0.
@@ -358,10 +362,18 @@ class RefinerViT(PlainViT):
             init_cfg=init_cfg or dict(type='TruncNormal', layer='Linear', std=0.02, bias=0.0),
             **kwargs,
         )
+        if mix_token and num_layers - 1 not in self.out_indices:
+            raise ValueError(
+                f'mix_token hands on the box with the last layer, which out_indices={out_indices} lacks'
+            )
         self.pos_align_corners = pos_align_corners
         self.mix_token = MixToken() if mix_token else None
         self.cos_reg_maps = cos_reg_maps
         self.attn_maps: List[Tensor] = []
+
+    def __getstate__(self) -> dict:
+        """What copies and pickles take along: all but maps, which belong to the last forward's graph."""
+        return {**self.__dict__, 'attn_maps': []}
 
     def forward(self, x: Tensor) -> tuple:
         """Extract features.

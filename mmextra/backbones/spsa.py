@@ -82,7 +82,8 @@ class SPSA(BaseModule):
         self._check_channels(tokens.shape[-1])
         device_type = 'cpu' if x.is_meta else x.device.type  # autocast does not know `meta`
         with torch.autocast(device_type, enabled=False):  # sums over thousands of tokens
-            heads = tokens.float().unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            tokens = tokens.to(torch.promote_types(x.dtype, torch.float32))
+            heads = tokens.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
             if self.mode == 'taylor':
                 mixed = taylor_attention(heads, self.tau)  # (B, heads, N, d)
             else:
@@ -304,11 +305,14 @@ class SPSAMobileNetV2(MobileNetV2):
 
     Args:
         spsa (dict): Arguments of :class:`SPSA`. Defaults to ``dict(num_heads=8)``.
-        **kwargs: Arguments of the host's class.
+        with_cp (bool): Recompute the blocks in the backward pass to save memory. Running statistics are updated once
+            all the same, unlike in the host's class. Defaults to False.
+        **kwargs: Further arguments of the host's class.
     """
 
-    def __init__(self, spsa: dict = dict(num_heads=8), **kwargs) -> None:
+    def __init__(self, spsa: dict = dict(num_heads=8), with_cp: bool = False, **kwargs) -> None:
         super().__init__(**kwargs)
+        self.with_cp = with_cp
         for i in (4, 5, 6, 7):
             for block in getattr(self, f'layer{i}'):
                 depthwise = block.conv[-2]
@@ -316,6 +320,21 @@ class SPSAMobileNetV2(MobileNetV2):
                 # Not a module of its own in the sequence, which would renumber the parameters after it.
                 depthwise.activate = nn.Sequential(depthwise.activate, plugin)
         self._freeze_stages()
+
+    # Only the attributes `with_cp` and `training` are asked for.
+    maybe_checkpoint = PlainViT.maybe_checkpoint
+
+    def forward(self, x: Tensor) -> Tuple[Tensor, ...]:
+        """Extract features from images (B, 3, H, W); one map (B, C, H/s, W/s) for each of ``out_indices``."""
+        x = self.conv1(x)
+        outs = []
+        for i, name in enumerate(self.layers):
+            layer = getattr(self, name)
+            for block in layer if isinstance(layer, nn.Sequential) else [layer]:
+                x = self.maybe_checkpoint(block, x)
+            if i in self.out_indices:
+                outs.append(x)
+        return tuple(outs)
 
     def train(self, mode: bool = True) -> 'SPSAMobileNetV2':
         """Set the mode; what is frozen stays in eval mode."""

@@ -3,10 +3,11 @@
 import re
 from typing import Sequence, Union
 
+from mmengine.model import BaseModule
 from mmpretrain.models import SwinTransformer
 from torch import Tensor
 
-from mmextra.engine.checkpoint import StateDict
+from mmextra.engine.checkpoint import StateDict, is_checkpoint_init
 
 # The authors' initialisation, for hosts whose configs do not set it.
 INIT_CFG = [
@@ -44,6 +45,13 @@ class SwinBackbone(SwinTransformer):
                 f'arch must have as many depths as num_heads, got {arch["depths"]}, {arch["num_heads"]}'
             )
         return dict(arch)
+
+    def init_weights(self) -> None:
+        """Initialise the weights, unless ``init_cfg`` loads a checkpoint."""
+        if is_checkpoint_init(self.init_cfg):  # the host would draw the absolute positions anew
+            BaseModule.init_weights(self)
+        else:
+            super().init_weights()
 
     def train(self, mode: bool = True) -> 'SwinBackbone':
         """Set the mode; what is frozen stays in eval mode."""

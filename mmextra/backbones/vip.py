@@ -170,14 +170,19 @@ class PatchProjection(nn.Module):
         in_channels (int): Channels of the input.
         dim (int): Channels of the output.
         size (int): Kernel and stride.
+        pad (bool): Whether sides are rounded up to whole strides, by a border of zeros, instead of
+            down. Defaults to False.
     """
 
-    def __init__(self, in_channels: int, dim: int, size: int) -> None:
+    def __init__(self, in_channels: int, dim: int, size: int, pad: bool = False) -> None:
         super().__init__()
         self.proj = nn.Conv2d(in_channels, dim, size, size)
+        self.size, self.pad = size, pad
 
     def forward(self, x: Tensor) -> Tensor:
         """Project a channels-last map (B, H, W, C) to (B, H/size, W/size, C')."""
+        if self.pad:
+            x = F.pad(x, (0, 0, 0, -x.shape[2] % self.size, 0, -x.shape[1] % self.size))
         x = self.proj(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         return x.contiguous()  # or norms and sums of all blocks would walk over memory in strides
 
@@ -202,7 +207,8 @@ class VisionPermutator(BaseBackbone):
         drop_path_rate (float): Stochastic depth rate of the last block; it grows linearly from 0.
             Defaults to 0.
         size_mode (str): ``'strict'`` takes images of one size only, ``'resize'`` all, see
-            :class:`WeightedPermuteMLP`. Defaults to ``'strict'``.
+            :class:`WeightedPermuteMLP`; they are padded at the right and the bottom to whole
+            tokens. Defaults to ``'strict'``.
         out_indices (int | Sequence[int]): Stages to give the output of. The last is normalised.
             Defaults to -1.
         out_type (str): ``'featmap'``, (B, C, h, w), or ``'avg_featmap'``, (B, C).
@@ -279,14 +285,17 @@ class VisionPermutator(BaseBackbone):
             self._check_grids(img_size, settings)
         if out_type not in self.OUT_TYPES:
             raise ValueError(f'out_type must be one of {self.OUT_TYPES}, got {out_type!r}')
-        if frozen_stages > self.num_stages:
-            raise ValueError(f'frozen_stages={frozen_stages}, but there are {self.num_stages}')
+        if not -1 <= frozen_stages <= self.num_stages:
+            raise ValueError(
+                f'frozen_stages must lie in [-1, {self.num_stages}], got {frozen_stages}'
+            )
         self.out_type = out_type
         self.out_indices = self._out_indices(out_indices)
         self.frozen_stages = frozen_stages
         self.with_cp = with_cp
 
-        self.patch_embed = PatchProjection(in_channels, dims[0], settings['patch_size'])
+        pad = size_mode == 'resize'
+        self.patch_embed = PatchProjection(in_channels, dims[0], settings['patch_size'], pad)
         self.network = nn.ModuleList()
         self.stage_positions = []  # of the stages in `network`, which holds the transitions too
         total, first = sum(self.layers), 0
@@ -309,7 +318,7 @@ class VisionPermutator(BaseBackbone):
             first += depth
             halve = settings['transitions'][i]
             if i + 1 < self.num_stages and (halve or dims[i] != dims[i + 1]):
-                self.network.append(PatchProjection(dims[i], dims[i + 1], 2 if halve else 1))
+                self.network.append(PatchProjection(dims[i], dims[i + 1], 2 if halve else 1, pad))
         self.norm = nn.LayerNorm(self.embed_dims)
         self._freeze_stages()
 

@@ -226,14 +226,24 @@ class PatchEmbed(nn.Module):
 
 
 class Downsample(nn.Module):
-    """2x2 convolution of stride 2 between channels-last maps."""
+    """2x2 convolution of stride 2 between channels-last maps.
 
-    def __init__(self, dim: int, out_dim: int) -> None:
+    Args:
+        dim (int): Channels of the input.
+        out_dim (int): Channels of the output.
+        pad (bool): Whether odd sides are rounded up, by a border of zeros, instead of down.
+            Defaults to False.
+    """
+
+    def __init__(self, dim: int, out_dim: int, pad: bool = False) -> None:
         super().__init__()
         self.proj = nn.Conv2d(dim, out_dim, 2, 2)
+        self.pad = pad
 
     def forward(self, x: Tensor) -> Tensor:
         """Reduce (B, H, W, C) to (B, H/2, W/2, C')."""
+        if self.pad:
+            x = F.pad(x, (0, 0, 0, x.shape[2] % 2, 0, x.shape[1] % 2))
         return self.proj(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
@@ -265,14 +275,15 @@ class VOLO(BaseBackbone):
         with_cls_attn (bool): Whether to build class token and class attention. Where
             ``out_type`` has no use for them they are frozen, so that official checkpoints load;
             set False to leave them out. Defaults to True.
-        mix_token (bool): Mix tokens in training, see ``MixToken``. Needs ``out_type='dense'``.
-            Defaults to False.
+        mix_token (bool): Mix tokens in training, see ``MixToken``. Needs ``out_type='dense'`` and the
+            last stage among ``out_indices``. Defaults to False.
         out_indices (int | Sequence[int]): Stages to give the output of, before the downsample.
             Defaults to -1.
         out_type (str): ``'featmap'`` (B, C, h, w), ``'avg_featmap'`` (B, C), ``'cls_token'``
             (B, C), last stage only, or ``'dense'``: feature maps, of which the last is a list
-            ``[patch_map, cls_token, box]`` for ``TokenLabelClsHead``. Defaults to
-            ``'cls_token'``.
+            ``[patch_map, cls_token, box]`` for ``TokenLabelClsHead``. Images that are no whole
+            number of tokens are padded at the right and the bottom for ``'featmap'``; else the
+            rest is dropped, as the authors do. Defaults to ``'cls_token'``.
         final_norm (bool): Whether to normalise the output of the last stage. Defaults to True.
         interpolate_mode (str): Interpolation of the positions. Defaults to ``'bicubic'``.
         frozen_stages (int): Freeze the stem and so many stages; -1 freezes nothing.
@@ -369,10 +380,14 @@ class VOLO(BaseBackbone):
             self.stage_positions.append(len(self.network))
             self.network.append(self._make_stage(i, drop_path_rate))
             if settings['downsamples'][i] and i + 1 < self.num_stages:
-                self.network.append(Downsample(*settings['embed_dims'][i : i + 2]))
-        self.reduction = 2 if any(isinstance(m, Downsample) for m in self.network[:2]) else 1
-        grid = (side // patch_size // self.reduction for side in to_2tuple(img_size))
-        self.pos_embed = nn.Parameter(torch.zeros(1, *grid, self.embed_dims))
+                widths = settings['embed_dims'][i : i + 2]
+                self.network.append(Downsample(*widths, pad=out_type == 'featmap'))
+        halved = [isinstance(m, Downsample) for m in self.network]
+        self.patch_size = patch_size
+        self.reduction = 2 ** sum(halved)  # from the first tokens to the last
+        # Positions are added before the third member of `network`, which is of the second width.
+        grid = (side // patch_size // 2 ** sum(halved[:2]) for side in to_2tuple(img_size))
+        self.pos_embed = nn.Parameter(torch.zeros(1, *grid, settings['embed_dims'][:2][-1]))
         self.pos_drop = nn.Dropout(drop_rate)
         self.post_network = None
         if with_cls_attn:
@@ -405,6 +420,13 @@ class VOLO(BaseBackbone):
         lengths = {k: len(v) for k, v in settings.items() if isinstance(v, (list, tuple))}
         if len(set(lengths.values())) != 1:
             raise ValueError(f'arch must have one entry for each stage, got lengths {lengths}')
+        dims = settings['embed_dims']
+        if any(
+            a != b and not halve for a, b, halve in zip(dims, dims[1:], settings['downsamples'])
+        ):
+            raise ValueError(
+                f'embed_dims={dims} change where no downsample follows: {settings["downsamples"]}'
+            )
         return settings
 
     def _check(self, patch_size, out_type, with_cls_attn, mix_token, frozen_stages) -> None:
@@ -423,8 +445,15 @@ class VOLO(BaseBackbone):
             raise ValueError(
                 f"mix_token needs out_type='dense' to hand on the box, got out_type={out_type!r}"
             )
-        if frozen_stages > self.num_stages:
-            raise ValueError(f'frozen_stages={frozen_stages}, but there are {self.num_stages}')
+        if mix_token and self.num_stages - 1 not in self.out_indices:
+            raise ValueError(
+                'mix_token hands on the box with the last stage, which out_indices='
+                f'{self.out_indices} lacks'
+            )
+        if not -1 <= frozen_stages <= self.num_stages:
+            raise ValueError(
+                f'frozen_stages must lie in [-1, {self.num_stages}], got {frozen_stages}'
+            )
 
     def _out_indices(self, out_indices: Union[int, Sequence[int]]) -> Tuple[int, ...]:
         given = (out_indices,) if isinstance(out_indices, int) else tuple(out_indices)
@@ -478,9 +507,9 @@ class VOLO(BaseBackbone):
         """Freeze what only official checkpoints need, lest distributed training wait for it."""
         if self.out_type in ('featmap', 'avg_featmap') and self.post_network is not None:
             self.cls_token.requires_grad_(False)
-            self.post_network.requires_grad_(False)
+            self.post_network.eval().requires_grad_(False)
         if not self.final_norm:
-            self.norm.requires_grad_(False)
+            self.norm.eval().requires_grad_(False)
 
     def _freeze_stages(self) -> None:
         if self.frozen_stages < 0:
@@ -489,7 +518,7 @@ class VOLO(BaseBackbone):
         if self.frozen_stages:
             last = self.frozen_stages - 1
             frozen += self.network[: self.stage_positions[last] + 1]
-        if len(frozen) > 2:  # the positions are added before the third member of `network`
+        if len(frozen) > 3:  # the third member of `network` among them
             frozen.append(self.pos_drop)
             self.pos_embed.requires_grad_(False)
         for module in frozen:
@@ -498,6 +527,7 @@ class VOLO(BaseBackbone):
     def train(self, mode: bool = True) -> 'VOLO':
         """Set the mode, keeping frozen stages in eval mode."""
         super().train(mode)
+        self._freeze_unused()
         self._freeze_stages()
         return self
 
@@ -510,6 +540,8 @@ class VOLO(BaseBackbone):
         Returns:
             tuple: One entry for each of ``out_indices``, see ``out_type``.
         """
+        if self.out_type == 'featmap':
+            x = F.pad(x, (0, -x.shape[3] % self.patch_size, 0, -x.shape[2] % self.patch_size))
         x, box = self.patch_embed(x), NO_BOX  # (B, C, h, w)
         if self.mix_token is not None and self.training:
             x, box = self.mix_token.mix(x, self.reduction)
@@ -546,7 +578,7 @@ class VOLO(BaseBackbone):
     def _last_output(self, x: Tensor, box: Box):
         if self.out_type in ('featmap', 'avg_featmap'):
             return self._pool(self.norm(x) if self.final_norm else x)
-        cls_token, tokens = self.cls_token.expand(len(x), -1, -1), x.flatten(1, 2)
+        cls_token, tokens = self.cls_token.expand(x.shape[0], -1, -1), x.flatten(1, 2)
         for layer in self.post_network:
             cls_token = layer(cls_token, tokens)
         tokens = torch.cat((cls_token, tokens), 1)  # (B, 1 + N, C)

@@ -190,11 +190,11 @@ class OfficialCheckpoint:
                 f'{type(module).__name__} declares no official checkpoint layout: pass `layout=`'
             )
         load_official(module, state_dict_of(read_checkpoint(self.checkpoint)), layout)
-        for (
-            child
-        ) in module.modules():  # else their own initialisation would follow and undo the load
+        for child in module.modules():  # their own initialisation would follow and undo the load
             if isinstance(child, BaseModule):
                 child._is_init = True
+            elif hasattr(child, 'init_weights'):  # mmcv's ConvModule; mmengine asks for the same
+                child.is_init = True
         print_log(
             f'loaded {self.checkpoint} into {type(module).__name__} (layout {layout!r})', 'current'
         )

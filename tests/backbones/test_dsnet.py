@@ -69,7 +69,7 @@ def test_block(case):
     case.check(dict(y=out))
 
 
-@pytest.mark.golden('dsnet', 'dsnet_tiny*')
+@pytest.mark.golden('dsnet', 'dsnet_*')
 def test_whole_model(case):
     options = dict(case.meta['kwargs'])
     arch = dict(embed_dims=options['embed_dim'], depths=options['depth'])

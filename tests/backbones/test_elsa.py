@@ -101,7 +101,8 @@ def test_token_mixer(case):
 @pytest.mark.golden('elsa', 'window_attention*')
 def test_window_attention_becomes_the_hosts(case):
     kwargs = case.meta['kwargs']
-    layer = WindowMSA(kwargs['dim'], kwargs['window_size'], kwargs['num_heads'])
+    options = {k: kwargs[k] for k in ('qkv_bias', 'qk_scale') if k in kwargs}
+    layer = WindowMSA(kwargs['dim'], kwargs['window_size'], kwargs['num_heads'], **options)
     state = {f'layers.3.blocks.0.attn.{k}': v for k, v in case.state.items()}
     prefix = 'backbone.stages.3.blocks.0.attn.w_msa.'
     mapped = {k.removeprefix(prefix): v for k, v in get_layout('elsa')(state).items()}
@@ -117,9 +118,13 @@ def backbone(kwargs, **overrides):
     )
     names = (
         *('img_size', 'patch_size', 'window_size', 'elsa_kernel', 'group_width', 'lam', 'gamma'),
-        *('mlp_ratio', 'qkv_bias', 'drop_path_rate'),
+        *('mlp_ratio', 'qkv_bias', 'drop_rate', 'drop_path_rate'),
     )
-    return ELSASwin(arch, **{k: kwargs[k] for k in names if k in kwargs}, **overrides)
+    options = {k: kwargs[k] for k in names if k in kwargs}
+    if 'img_size' in kwargs:  # as in Swin, the classifiers' windows are not larger than the map
+        stride = kwargs.get('patch_size', 4) * 2 ** (len(kwargs['depths']) - 1)
+        options['window_size'] = min(kwargs.get('window_size', 7), kwargs['img_size'] // stride)
+    return ELSASwin(arch, in_channels=kwargs.get('in_chans', 3), **options, **overrides)
 
 
 @pytest.mark.golden('elsa', 'elsa_swin_tiny*')

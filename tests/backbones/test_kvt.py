@@ -30,6 +30,7 @@ from mmextra.backbones.kvt import (
     knn_softmax,
     num_kept,
 )
+from mmextra.backbones.token_labeling.lvvit import LVViTAttention
 from mmextra.engine.checkpoint import load_official
 from mmextra.registry import MODELS
 
@@ -58,12 +59,15 @@ def knn_layer(kwargs, **options):
 @pytest.mark.golden('kvt', 'knn_attention*')
 def test_knn_attention(case):
     x, kwargs = case.leaf('x'), case.meta['kwargs']
-    y = case.load(knn_layer(kwargs)).eval()(x)
-    (y * case.inputs['w']).sum().backward()
+    layer = case.load(knn_layer(kwargs)).eval()
+    y = layer(x)
+    if 'w' in case.inputs:
+        (y * case.inputs['w']).sum().backward()
     with torch.no_grad():
         y_full = case.load(knn_layer(kwargs, topk=x.shape[1])).eval()(x)
         y_one = case.load(knn_layer(kwargs, topk=1)).eval()(x)
-    case.check(dict(y=y, y_full=y_full, y_one=y_one))
+    grads = {k: p.grad for k, p in layer.named_parameters()}
+    case.check(dict(y=y, y_full=y_full, y_one=y_one), dict(grads, x=x.grad))
 
 
 def classifier(kwargs, type='mmextra.KNNVisionTransformer'):
@@ -550,6 +554,20 @@ def test_torch_attention_with_masks(options, batch_first):
     torch.testing.assert_close(attend(knn, query, key, other, key_padding_mask=padding), few)
 
 
+def test_torch_encoder_does_not_go_past_its_attention():
+    """torch has a kernel for testing that reads the weights of the layer and never calls its attention."""
+    layer = nn.TransformerEncoderLayer(12, 2, 24, dropout=0.0, batch_first=True)
+    encoder, x = nn.TransformerEncoder(layer, 2), torch.randn(2, 9, 12)
+    padding = torch.zeros(2, 9, dtype=torch.bool)
+    padding[1, 5:] = True
+    assert len(apply_knn_attention(encoder, topk=3)) == 2
+    for masks in ({}, dict(src_key_padding_mask=padding)):
+        expected = encoder.train()(x, **masks)
+        with torch.no_grad():
+            out = encoder.eval()(x, **masks)
+        torch.testing.assert_close(out[~padding], expected[~padding])
+
+
 def test_attention_that_cannot_be_changed():
     for options in (dict(add_bias_kv=True), dict(add_zero_attn=True)):
         with pytest.raises(ValueError, match='neither add_bias_kv nor add_zero_attn'):
@@ -589,6 +607,16 @@ def test_named_module_that_computes_no_attention():
     apply_knn_attention(model := Silent(), modules=['Silent'])
     with pytest.raises(RuntimeError, match='Silent did not call F.scaled_dot_product_attention'):
         model(torch.zeros(1))
+
+
+def test_redirected_attention_compiles():
+    """LV-ViT and VOLO call the dense function by themselves."""
+    layer = next(m for m in host('lvvit').modules() if isinstance(m, LVViTAttention))
+    x = torch.randn(2, 5, 24)
+    apply_knn_attention(layer, topk=2)
+    torch._dynamo.reset()
+    with torch.no_grad():
+        torch.testing.assert_close(torch.compile(layer, backend='eager')(x), layer(x))
 
 
 def test_excluded_modules():
@@ -738,6 +766,30 @@ def test_hook_for_distractors_names_what_is_absent(tmp_path):
     runner = classification_runner(model, tmp_path / 'resnet', hooks)
     with pytest.raises(ValueError, match='ImageClassifier has no MultiheadAttention'):
         runner.val()
+
+
+@pytest.mark.parametrize('name', ['tiny_4xb256', 'small_4xb256', 'base_16xb64'])
+def test_recipe_of_deit(name):
+    cfg = Config.fromfile(CONFIGS / f'kvt_deit-{name}_in1k.py')
+    machines, batch = (int(n) for n in name.partition('_')[2].split('xb'))
+    assert machines * batch == 1024 and cfg.train_dataloader.batch_size == batch
+    optimizer = cfg.optim_wrapper.optimizer
+    assert (optimizer.type, optimizer.lr, optimizer.weight_decay) == ('AdamW', 1e-3, 0.05)
+    assert cfg.optim_wrapper.get('clip_grad') is None
+    warmup, cosine = cfg.param_scheduler
+    assert (warmup.start_factor * optimizer.lr, warmup.end) == (pytest.approx(1e-6), 5)
+    assert (cosine.begin, cosine.end, cosine.eta_min) == (5, 300, 1e-5)
+    assert cfg.train_cfg.max_epochs == 310 and cfg.model.backbone.drop_path_rate == 0.1
+    assert [(a.type, a.alpha) for a in cfg.model.train_cfg.augments] == [
+        ('Mixup', 0.8),
+        ('CutMix', 1.0),
+    ]
+    assert cfg.model.head.loss.label_smooth_val == 0.1
+    erasing = [t for t in cfg.train_dataloader.dataset.pipeline if t.type == 'RandomErasing']
+    assert [t.erase_prob for t in erasing] == [0.25]
+    assert cfg.train_dataloader.sampler.type == 'RepeatAugSampler'
+    knn, ema = cfg.custom_hooks
+    assert knn.topk == 100 and ema.momentum == pytest.approx(1 - 0.99996)
 
 
 def test_detector_trains_a_step():

@@ -1,6 +1,7 @@
 """Refiner: the authors' numbers, maps that are refined and handed on, and the cosine regulariser."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -87,6 +88,7 @@ def refined_attention(kwargs):
         share='share_atten',
         apply_transform='apply_transform',
         head_expand='head_expand',
+        kernel_size='kernel_size',
     )
     upstream = dict(num_heads=8, qkv_bias=False, apply_transform=True)  # the authors' defaults
     given = {k: v for k, v in {**upstream, **kwargs}.items() if v is not None}
@@ -97,7 +99,7 @@ def refined_attention(kwargs):
 def test_refined_attention(case):
     layer = case.load(refined_attention(case.meta['kwargs']), layout='refiner').eval()
     out = {}
-    out['y'], out['attn_next'] = layer(case.inputs['x'], case.inputs['prev'])
+    out['y'], out['attn_next'] = layer(case.inputs['x'], case.inputs.get('prev'))
     if not layer.share:
         out['y_noprev'], out['attn_next_noprev'] = layer(case.inputs['x'])
     case.check(out)
@@ -106,11 +108,11 @@ def test_refined_attention(case):
 def classifier(kwargs):
     depth, dims = kwargs['depth'], kwargs.get('embed_dim', 768)
     share = [bool(d) and kwargs.get('share_atten', True) for d in depth]
-    eps = kwargs.get('norm_layer', 'eps=1e-5').partition('eps=')[2]
+    eps = kwargs.get('norm_layer', '').partition('eps=')[2] or 1e-5
     dense = kwargs.get('return_dense', False)
     names = dict(img_size='img_size', patch_size='patch_size', in_channels='in_chans')
-    names.update(qk_scale='qk_scale', head_expand='head_expand', cos_reg_maps='cos_reg')
-    options = {ours: kwargs[theirs] for ours, theirs in names.items() if theirs in kwargs}
+    names.update(qk_scale='qk_scale', head_expand='head_expand')
+    options = {k: kwargs[name] for k, name in names.items() if kwargs.get(name) is not None}
     head = dict(num_classes=kwargs.get('num_classes', 1000), in_channels=dims)
     return MODELS.build(
         dict(
@@ -158,7 +160,13 @@ def test_refiner(case):
         seen['cls'] = seen['logits']
         if case.meta['kwargs'].get('return_dense'):
             seen['cls'], seen['aux'], _ = model.head.scores(model.extract_feat(x))
-    case.check(seen)
+        out = dict(seen)
+        if 'box' in case.inputs:
+            box = tuple(case.inputs['box'].tolist())
+            model.backbone.mix_token.sample_box = lambda height, width: box
+            model.backbone.training = True  # and nothing inside of it
+            out['mix_cls'], out['mix_aux'], _ = model.head.scores(model.backbone(x))
+    case.check(out)
 
 
 @pytest.mark.parametrize(
@@ -312,6 +320,8 @@ def test_released_models_do_not_use_head_expand():
     torch.testing.assert_close(models[0](x), models[1](x))
     transformed = backbone(apply_transform=True, head_expand=6)
     assert [layer.attn.dla.expand_ratio for layer in transformed.layers] == [6, 3, 6, 3]
+    kernels = [attention(share=s, apply_transform=True, kernel_size=5) for s in (False, True)]
+    assert [layer.dla.depth_sep_conv.kernel_size for layer in kernels] == [(5, 5), (3, 3)]
     one = backbone(apply_transform=[False, False, True, False])
     assert [layer.attn.dla is None for layer in one.layers] == [True, False, False, False]
 
@@ -350,6 +360,26 @@ def test_dense_output_feeds_the_token_label_head():
     torch.testing.assert_close(featmap.flatten(2).mT, raw[:, 1:])
     *_, attn_maps = model.train()(x)[-1]
     assert len(attn_maps) == 3 and attn_maps[0] is attn_maps[1]
+
+
+def test_copies_leave_the_maps_behind():
+    """The maps of a training step are part of its graph, which can neither be copied nor pickled."""
+    model = backbone(out_type='dense', out_indices=-1, cos_reg_maps=2).train()
+    x = torch.randn(2, 3, 32, 32)
+    model(x)
+    copies = copy.deepcopy(model), pickle.loads(pickle.dumps(model))
+    assert len(model.attn_maps) == 3 and all(c.attn_maps == [] for c in copies)
+    expected = model.eval()(x)[-1]
+    for other in copies:
+        assert torch.equal(other.eval()(x)[-1][0], expected[0])
+
+
+def test_traces_for_any_batch_size():
+    model = backbone(out_type='cls_token', out_indices=-1).eval()
+    x = torch.randn(3, 3, 32, 32)
+    with torch.no_grad():
+        traced = torch.jit.trace(model, (x[:2],), check_trace=False)
+        torch.testing.assert_close(traced(x)[0], model(x)[0], rtol=1e-4, atol=1e-5)
 
 
 def test_mixed_tokens(monkeypatch):
@@ -392,6 +422,7 @@ def test_norms_can_be_fused_for_inference():
         (dict(share_pattern=[False, True]), 'share_pattern has 2 entries for num_layers=4'),
         (dict(apply_transform=[True]), 'apply_transform has 1 entries for num_layers=4'),
         (dict(mix_token=True), "mix_token needs out_type='dense'"),
+        (dict(mix_token=True, out_type='dense', out_indices=(0, 1)), 'box with the last layer'),
     ],
 )
 def test_bad_arguments(options, message):

@@ -1,10 +1,12 @@
 """Scaled ReLU conv-stem: the authors' numbers, the ablations, and the stem inside stock backbones."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
 from mmcv.cnn import fuse_conv_bn
+from mmengine.config import Config
 from mmengine.model import convert_sync_batchnorm
 from tiny_classifiers import classification_runner, classifier
 from torch import nn
@@ -20,6 +22,7 @@ from mmextra.backbones.scaled_relu import (
 )
 from mmextra.registry import HOOKS, MODELS
 
+CONFIGS = Path(__file__).parents[2] / 'configs/scaled_relu'
 ARCH = dict(embed_dims=24, num_layers=2, num_heads=2, feedforward_channels=24)
 STEM = dict(in_channels=3, out_channels=20, kernel_size=8, stride=8)
 TINY = {
@@ -64,24 +67,30 @@ def tiny_vit(conv_type, **options):
 
 @pytest.mark.golden('scaled_relu', 'conv_stem*')
 def test_conv_stem(case):
-    options = case.meta['kwargs']
-    patch, stride = options['patch_size'], options['stem_stride']
+    upstream = dict(stem_stride=1, patch_size=8, in_chans=3, hidden_dim=64, embed_dim=384)
+    options = {**upstream, **case.meta['kwargs']}
+    patch = options['patch_size']
+    ibn, bn = dict(type='mmextra.IBN'), dict(type='BN')
     layer = ScaledReLUConvStem(
         options['in_chans'],
         options['embed_dim'],
         patch,
         patch,
         hidden=options['hidden_dim'],
-        stem_stride=stride,
+        norm_cfg=[ibn if f'conv.{i}.IN.weight' in case.state else bn for i in (1, 4, 7)],
+        stem_stride=options['stem_stride'],
     )
     case.load(layer, layout='scaled_relu')
-    x = case.inputs['x']
+    x = case.leaf('x')
     out = dict(y_train=layer.train()(x))
     rewind(layer, case)
     out['y'] = layer.eval()(x)
+    if 'w' in case.inputs:
+        (out['y'] * case.inputs['w']).sum().backward()
+    grads = {k: p.grad for k, p in layer.named_parameters()}
     layer.train()(x)
     out.update({f'after/{k}': v for k, v in layer.state_dict().items() if 'running' in k})
-    case.check(out)
+    case.check(out, dict(grads, x=x.grad))
 
 
 @torch.no_grad()
@@ -91,7 +100,8 @@ def rewind(layer, case, momentum=0.1):
     for name, state in case.state.items():
         if 'running' in name:
             batch = (seen[name] - (1 - momentum) * state) / momentum  # does not depend on `state`
-            written_after = torch.equal(state, case.outputs[f'after/{name}'])
+            after = case.outputs.get(f'after/{name}')
+            written_after = after is not None and torch.equal(state, after)
             seen[name].copy_(
                 (state - momentum * batch) / (1 - momentum) if written_after else state
             )
@@ -122,6 +132,23 @@ def test_size_and_cost_in_stock_deit(size, depth, params, macs):
     assert counter.get_total_flops() / 2 == pytest.approx(macs, rel=1e-3)
     layers = sum(p.numel() for p in model.patch_embed.projection.conv.parameters())
     assert layers == 3 * 64 * 49 + 2 * 64 * 64 * 9 + 3 * 2 * 64 == 83_520
+
+
+@pytest.mark.parametrize(
+    'name', ['tiny_4xb256', 'small_4xb256', 'small-11blk_4xb256', 'base_16xb64']
+)
+def test_recipe_of_deit(name):
+    cfg = Config.fromfile(CONFIGS / f'scaled-relu_deit-{name}_in1k.py')
+    machines, batch = (int(n) for n in name.partition('_')[2].split('xb'))
+    assert machines * batch == 1024 and cfg.train_dataloader.batch_size == batch
+    optimizer = cfg.optim_wrapper.optimizer
+    assert (optimizer.type, optimizer.lr, optimizer.weight_decay) == ('AdamW', 1e-3, 0.05)
+    assert cfg.optim_wrapper.get('clip_grad') is None
+    warmup, cosine = cfg.param_scheduler
+    assert (warmup.end, cosine.begin, cosine.eta_min) == (5, 5, 1e-5)
+    assert cfg.train_cfg.max_epochs == 300
+    transforms = {t.type for t in cfg.train_dataloader.dataset.pipeline}
+    assert {'RandAugment', 'RandomErasing'} <= transforms
 
 
 # --- the stem in stock backbones ------------------------------------------------------------------------------------
@@ -247,6 +274,16 @@ def test_recomputed_stem_gives_the_same_gradients_and_statistics():
     for a, b in zip(plain.buffers(), recomputed.buffers()):
         assert torch.equal(a, b)
     assert recomputed.conv[7].momentum == 0.1 and recomputed.conv[7].num_batches_tracked == 1
+
+
+def test_recomputed_norm_without_running_statistics():
+    norm = dict(type='BN', track_running_stats=False)
+    plain, recomputed = (stem(norm_cfg=norm, with_cp=with_cp).train() for with_cp in (False, True))
+    x = torch.randn(2, 3, 32, 32)
+    for layer in (plain, recomputed):
+        layer(x).square().mean().backward()
+    for a, b in zip(plain.parameters(), recomputed.parameters()):
+        torch.testing.assert_close(a.grad, b.grad)
 
 
 def test_recomputation_keeps_fewer_activations():

@@ -112,7 +112,7 @@ def test_semantic_attention_of_classifiers(case):
     block = SemanticAttentionBlock(**options(kwargs, **names), variant='cls')
     load_block(block, case)
     out = dict(out=block(x, side(x)), out_given=block(x, side(x), sem))
-    block.shortcut = not kwargs['shortcut']
+    block.shortcut = not block.shortcut
     out['out_othershortcut'] = block(x, side(x))
     case.check(out)
 
@@ -163,12 +163,15 @@ def arch(kwargs):
     )
 
 
-@pytest.mark.golden('stvit', 'stvit_r_swin_tiny*')
+@pytest.mark.golden('stvit', 'stvit_r_swin*')
 def test_classifier(case):
     kwargs = case.meta['kwargs']
     names = ('img_size', 'window_size', 'mlp_ratio', 'qkv_bias', 'use_global', 'shortcut')
+    options = {k: kwargs[k] for k in names if k in kwargs}
     model = nn.Module()
-    model.backbone = STViTRSwin(arch(kwargs), 'cls', **{k: kwargs[k] for k in names if k in kwargs})
+    model.backbone = STViTRSwin(
+        arch(kwargs), 'cls', in_channels=kwargs.get('in_chans', 3), **options
+    )
     model.head = nn.Module()
     model.head.fc = nn.Linear(8 * kwargs['embed_dim'], kwargs['num_classes'])
     case.load(model, layout='stvit')
@@ -181,11 +184,13 @@ def test_classifier(case):
     for u, unit in enumerate(model.backbone.stages[2].blocks):
         for j, block in enumerate(unit.blocks):
             block.register_forward_hook(keep(f'stage3_block_{6 * u + j}', blocks))
-    model.backbone.stages[0].downsample.register_forward_hook(keep('stage1', out))
+    for i in range(3):
+        model.backbone.stages[i].downsample.register_forward_hook(
+            lambda module, inputs, output, i=i: out.update({f'stage{i + 1}': output[0]})
+        )
     model.backbone.stages[3].blocks[-1].register_forward_hook(keep('stage4', out))
     features = model.backbone(case.inputs['x_int8'].float() / 4)[0]
     out['logits'] = model.head.fc(features.mean((2, 3)))
-    out['stage1'] = out['stage1'][0]
     out = {**out, **blocks}
     # Large ones are stored at every n-th token.
     case.check({k: v if k == 'logits' else thinned(v, case.outputs.get(k)) for k, v in out.items()})
@@ -201,13 +206,14 @@ def detector_backbone(kwargs, **overrides):
     return STViTRSwin(
         arch(kwargs),
         'dense',
-        window_size=kwargs['window_size'],
-        window_sample_size=kwargs['window_sample_size'],
-        k_window_sizes=(kwargs['k_window_size_1'], kwargs['k_window_size_2']),
-        restore_k_window_size=kwargs['restore_k_window_size'],
-        mlp_ratio=kwargs['mlp_ratio'],
+        in_channels=kwargs.get('in_chans', 3),
+        window_size=kwargs.get('window_size', 7),
+        window_sample_size=kwargs.get('window_sample_size', 3),
+        k_window_sizes=(kwargs.get('k_window_size_1', 14), kwargs.get('k_window_size_2', 21)),
+        restore_k_window_size=kwargs.get('restore_k_window_size', 27),
+        mlp_ratio=kwargs.get('mlp_ratio', 4.0),
         qkv_bias=kwargs.get('qkv_bias', True),
-        pad_mask='published' if kwargs['pad_mask'] else False,
+        pad_mask='published' if kwargs.get('pad_mask', True) else False,
         out_indices=(0, 1, 2, 3),
         **overrides,
     )
@@ -496,6 +502,14 @@ def test_any_input_size_in_dense():
     with torch.no_grad():
         outs = model(torch.randn(1, 3, 333, 500))
     assert [tuple(out.shape[2:]) for out in outs] == [(84, 125), (42, 63), (21, 32), (11, 16)]
+
+
+@torch.no_grad()
+def test_images_are_padded_to_whole_patches():
+    model = redraw(STViTRSwin(**TINY['STViTRSwin']), 0.3)
+    x = torch.randn(1, 3, 61, 34)
+    for a, b in zip(model(x), model(F.pad(x, (0, 2, 0, 3)))):
+        torch.testing.assert_close(a, b)
 
 
 def test_global_tokens_enter_the_query_and_the_residual_only():

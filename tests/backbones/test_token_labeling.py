@@ -1,11 +1,13 @@
 """Token labeling: the authors' numbers, the target against loops, the pipeline, LV-ViT."""
 
+import copy
 import math
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from mmcv.cnn import fuse_conv_bn
 from mmengine.dataset import Compose
 from mmengine.model import BaseModule
 from mmengine.registry import DefaultScope
@@ -156,7 +158,8 @@ def test_token_label_loss(case):
 
 @pytest.mark.golden('token_labeling', 'lvvit_block*')
 def test_lvvit_block(case):
-    block = case.load(LVViTBlock(**{'mlp_ratio': 4.0, **case.meta['kwargs']}))
+    kind = dict(MHABlock='mha', FFNBlock='ffn').get(case.meta['cls'].rpartition('.')[2], 'tr')
+    block = case.load(LVViTBlock(**{'mlp_ratio': 4.0, **case.meta['kwargs']}, kind=kind))
     case.check(dict(y=block.eval()(case.inputs['x'])))
 
 
@@ -165,12 +168,13 @@ STEMS = {'4_2': 64, '4_2_128': 128}
 
 @pytest.mark.golden('token_labeling', 'lvvit_tiny*')
 def test_lvvit_tiny(case):
-    options = {'mlp_ratio': 4.0, **case.meta['kwargs']}
+    upstream = dict(mlp_ratio=4.0, embed_dim=768, depth=12, num_heads=12, num_classes=1000)
+    options = {**upstream, **case.meta['kwargs']}
     renamed = dict(in_chans='in_channels')
     same = ('img_size', 'patch_size', 'mlp_ratio', 'head_dim', 'qkv_bias', 'qk_scale', 'order')
     arch = dict(
         embed_dims=options['embed_dim'],
-        num_layers=options['depth'],
+        num_layers=len(options.get('order') or ()) or options['depth'],
         num_heads=options['num_heads'],
         skip_lam=options.get('skip_lam', 1.0),
         stem_channels=STEMS.get(options.get('p_emb', '4_2'), 0),
@@ -1069,6 +1073,33 @@ def test_output_types():
     assert lvvit(arch=dict(ARCH, stem_channels=0))(x)[0].shape == (2, 24)
 
 
+@torch.no_grad()
+def test_sizes_that_are_no_whole_number_of_tokens():
+    """Maps for dense prediction cover the image, padded with zeros; a classifier drops the rest."""
+    x, model = torch.randn(1, 3, 33, 38), lvvit(out_type='featmap')
+    assert model(x)[0].shape == (1, 24, 5, 5)
+    torch.testing.assert_close(model(F.pad(x, (0, 2, 0, 7))), model(x))
+    assert lvvit(out_type='dense')(x)[0][0].shape == (1, 24, 4, 4)
+
+
+def test_norms_can_be_fused_for_inference():
+    model, x = lvvit(), torch.randn(2, 3, 32, 32)
+    for norm in (model.patch_embed.bn1, model.patch_embed.bn2, model.patch_embed.bn3):
+        norm.running_mean.normal_(std=0.2)
+        norm.running_var.uniform_(0.5, 1.5)
+    fused = fuse_conv_bn(copy.deepcopy(model))
+    with torch.no_grad():
+        for mode in (fused, fused.eval()):
+            torch.testing.assert_close(mode(x)[0], model(x)[0], rtol=1e-4, atol=1e-5)
+
+
+def test_traces_for_any_batch_size():
+    model, x = lvvit(), torch.randn(3, 3, 32, 32)
+    with torch.no_grad():
+        traced = torch.jit.trace(model, (x[:2],), check_trace=False)
+        torch.testing.assert_close(traced(x)[0], model(x)[0], rtol=1e-4, atol=1e-5)
+
+
 def test_tokens_are_mixed_in_training_only():
     model, x = lvvit(mix_token=True, out_type='dense'), torch.randn(2, 3, 32, 32)
     model.mix_token.sample_box = lambda height, width: (0, 0, 2, 3)
@@ -1101,8 +1132,10 @@ def test_positions_of_a_checkpoint_of_another_size():
         (dict(order=('tr', 'xyz')), 'order'),
         (dict(out_type='map'), 'out_type'),
         (dict(mix_token=True), 'mix_token'),
+        (dict(mix_token=True, out_type='dense', out_indices=0), 'last block'),
         (dict(out_indices=2), 'out_indices'),
         (dict(frozen_stages=3), 'frozen_stages'),
+        (dict(frozen_stages=-2), 'frozen_stages'),
     ],
 )
 def test_bad_arguments_are_named(options, name):

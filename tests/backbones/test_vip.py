@@ -68,7 +68,7 @@ def test_permute_mlp(case):
 
 @pytest.mark.golden('vip', 'vip_tiny*')
 def test_vip_tiny(case):
-    options = case.meta['kwargs']
+    options = {'patch_size': 4, 'num_classes': 1000, **case.meta['kwargs']}  # the authors' defaults
     renamed = dict(in_chans='in_channels')
     same = ('img_size', 'skip_lam', 'qkv_bias', *renamed)
     arch = dict(
@@ -287,6 +287,16 @@ def test_sizes_are_strict_unless_asked():
         permutator(img_size=64)
 
 
+@torch.no_grad()
+def test_sizes_that_are_no_whole_number_of_tokens():
+    """With 'resize' the maps cover the image, padded with zeros; 'strict' drops the rest."""
+    x, free = torch.randn(1, 3, 33, 39), permutator(size_mode='resize', out_indices=(0, 3))
+    assert [tuple(out.shape[2:]) for out in free(x)] == [(9, 10), (5, 5)]
+    torch.testing.assert_close(free(F.pad(x, (0, 1, 0, 3))), free(x))
+    strict = permutator(img_size=35)
+    torch.testing.assert_close(strict(x[..., :35]), strict(x[..., :32, :32]))
+
+
 def test_classifier_with_stock_neck_and_head():
     DefaultScope.get_instance('mmpretrain', scope_name='mmpretrain')
     model = HOST.build(
@@ -342,6 +352,7 @@ def test_depths_of_layers():
         (dict(out_type='cls_token'), 'out_type'),
         (dict(out_indices=4), 'out_indices'),
         (dict(frozen_stages=5), 'frozen_stages'),
+        (dict(frozen_stages=-2), 'frozen_stages'),
     ],
 )
 def test_bad_arguments_are_named(options, name):

@@ -1,11 +1,13 @@
 """VOLO: the authors' numbers, outlook attention against loops, and the backbone's options."""
 
+import copy
 import itertools
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from mmcv.cnn import fuse_conv_bn
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS as ROOT
@@ -55,7 +57,8 @@ def test_outlook_attention(case):
 
 @pytest.mark.golden('volo', 'volo_tiny*')
 def test_volo_tiny(case):
-    options = case.meta['kwargs']
+    options = {'post_layers': None, 'num_classes': 1000, **case.meta['kwargs']}
+    with_cls = bool(options['post_layers'])  # else the tokens are averaged, `return_mean`
     window = dict(out_kernel='kernel_size', out_stride='stride', out_padding='padding')
     renamed = dict(in_chans='in_channels')
     same = ('img_size', 'patch_size', 'qkv_bias', 'qk_scale', *renamed)
@@ -67,7 +70,7 @@ def test_volo_tiny(case):
         outlook=options['outlook_attention'],
         downsamples=options['downsamples'],
         stem_channels=options.get('stem_hidden_dim', 64),
-        cls_layers=len(options['post_layers']),
+        cls_layers=len(options['post_layers'] or ()),
     )
     DefaultScope.get_instance('mmpretrain', scope_name='mmpretrain')
     model = HOST.build(
@@ -76,8 +79,9 @@ def test_volo_tiny(case):
             backbone=dict(
                 type='mmextra.VOLO',
                 arch=arch,
-                mix_token=True,
-                out_type='dense',
+                mix_token=with_cls and options.get('return_dense', True),
+                out_type='dense' if with_cls else 'avg_featmap',
+                with_cls_attn=with_cls,
                 outlook_cfg={
                     **dict(kernel_size=3, stride=2, padding=1),
                     **{window[k]: v for k, v in options.items() if k in window},
@@ -88,7 +92,7 @@ def test_volo_tiny(case):
                 type='mmextra.TokenLabelClsHead',
                 num_classes=options['num_classes'],
                 in_channels=options['embed_dims'][-1],
-                with_aux=options.get('return_dense', True),
+                with_aux=with_cls and options.get('return_dense', True),
             ),
         )
     )
@@ -111,7 +115,8 @@ def test_volo_tiny(case):
         logits = model(x, mode='tensor')
         out = dict(seen, logits=logits)
         out['cls'], out['aux'], _ = head.scores(backbone(x))
-        torch.testing.assert_close(logits, out['cls'] + 0.5 * out['aux'].max(1).values)
+        best = 0 if out['aux'] is None else out['aux'].max(1).values
+        torch.testing.assert_close(logits, out['cls'] + 0.5 * best)
         if 'box' in case.inputs:
             backbone.training = True  # and nothing inside of it
             plain = backbone.mix_token.sample_box
@@ -286,6 +291,17 @@ def test_positions_of_a_checkpoint_of_another_size():
     assert large.pos_embed.shape == (1, 6, 4, 32)
 
 
+@torch.no_grad()
+def test_sizes_that_are_no_whole_number_of_tokens():
+    """Maps for dense prediction cover the image, padded with zeros; a classifier drops the rest."""
+    x = torch.randn(1, 3, 65, 70)
+    model = volo(out_type='featmap', out_indices=(0, 3))
+    maps = model(x)
+    assert [tuple(out.shape[2:]) for out in maps] == [(9, 9), (5, 5)]
+    torch.testing.assert_close(model(F.pad(x, (0, 2, 0, 7)))[0], maps[0])
+    assert volo(out_type='dense')(x)[0][0].shape == (1, 32, 4, 4)
+
+
 def test_output_types():
     x = torch.randn(2, 3, 64, 64)
     patches, cls_token, box = volo(out_type='dense')(x)[-1]
@@ -324,6 +340,24 @@ def test_mixed_tokens_are_those_of_the_reversed_batch():
     assert model(x)[-1][2] == (1, 0, 3, 2)
     expected = seen[0].clone()
     expected[:, 2:6, 0:4] = seen[0].flip(0)[:, 2:6, 0:4]
+    assert torch.equal(seen[1], expected)
+
+
+def test_tokens_are_mixed_on_the_grid_of_the_last_stage():
+    """With two downsamples the boxes are four times as coarse as the first tokens."""
+    arch = dict(ARCH, embed_dims=(8, 16, 24, 24), downsamples=(True, True, False, False))
+    model = volo(arch=arch, mix_token=True, out_type='dense')
+    assert model.pos_embed.shape == (1, 4, 4, 16)
+    grids, seen = [], []
+    model.mix_token.sample_box = lambda h, w: grids.append((h, w)) or (0, 1, 1, 2)
+    model.network[0][0].register_forward_pre_hook(lambda m, inputs: seen.append(inputs[0]))
+    x = torch.randn(2, 3, 64, 64)
+    model(x)
+    model.training = True
+    patch_map = model(x)[0][0]
+    assert grids == [tuple(patch_map.shape[2:])] == [(2, 2)]
+    expected = seen[0].clone()
+    expected[:, :4, 4:] = seen[0].flip(0)[:, :4, 4:]
     assert torch.equal(seen[1], expected)
 
 
@@ -367,6 +401,33 @@ def test_a_plain_linear_head_works():
 def test_frozen_positions():
     for stages, frozen in ((0, False), (1, False), (2, True)):
         assert volo(frozen_stages=stages).pos_embed.requires_grad is not frozen
+    arch = dict(ARCH, embed_dims=(32,) * 4, downsamples=(False,) * 4)  # they come after stage 1
+    for stages, frozen in ((2, False), (3, True)):
+        assert volo(arch=arch, frozen_stages=stages).pos_embed.requires_grad is not frozen
+
+
+def test_what_is_frozen_stays_in_eval_mode():
+    model = volo(out_type='featmap', final_norm=False).train()
+    assert not any(part.training for m in (model.post_network, model.norm) for part in m.modules())
+
+
+def test_norms_can_be_fused_for_inference():
+    model, x = volo(), torch.randn(2, 3, 64, 64)
+    for norm in model.patch_embed.conv[1::3]:
+        norm.running_mean.normal_(std=0.2)
+        norm.running_var.uniform_(0.5, 1.5)
+    fused = fuse_conv_bn(copy.deepcopy(model))
+    with torch.no_grad():
+        for mode in (fused, fused.eval()):
+            torch.testing.assert_close(mode(x)[0], model(x)[0], rtol=1e-4, atol=1e-5)
+
+
+def test_traces_for_any_batch_size():
+    model = volo(arch=dict(ARCH, outlook=(False,) * 4))  # torch cannot trace functions of our own
+    x = torch.randn(3, 3, 64, 64)
+    with torch.no_grad():
+        traced = torch.jit.trace(model, (x[:2],), check_trace=False)
+        torch.testing.assert_close(traced(x)[0], model(x)[0], rtol=1e-4, atol=1e-5)
 
 
 def test_depths_of_layers():
@@ -405,8 +466,11 @@ def test_depths_of_layers():
         (dict(out_indices=4), 'out_indices'),
         (dict(out_indices=(0, 3)), 'out_indices'),
         (dict(mix_token=True), 'mix_token'),
+        (dict(mix_token=True, out_type='dense', out_indices=(0, 2)), 'last stage'),
+        (dict(arch=dict(ARCH, downsamples=(False,) * 4)), 'embed_dims'),
         (dict(with_cls_attn=False), 'with_cls_attn'),
         (dict(frozen_stages=5), 'frozen_stages'),
+        (dict(frozen_stages=-2), 'frozen_stages'),
     ],
 )
 def test_bad_arguments_are_named(options, name):

@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from mmcv.cnn import ConvModule
 from mmengine.config import Config
 from mmengine.logging import HistoryBuffer, MessageHub
 from mmengine.model import BaseModule
@@ -127,6 +128,18 @@ def test_official_weights_load_whole_and_in_part(tmp_path):
     alone = Backbone(init_cfg=dict(type='mmextra.OfficialCheckpoint', checkpoint=str(path)))
     alone.init_weights()
     assert torch.equal(alone.conv.bias, official()['conv.bias'])
+
+
+def test_layers_that_initialise_themselves_keep_the_weights(tmp_path):
+    """mmcv's ConvModule does, and is none of mmengine's modules."""
+    path = tmp_path / 'official.pth'
+    module = BaseModule(dict(type='mmextra.OfficialCheckpoint', checkpoint=str(path), layout='toy'))
+    module.stem = ConvModule(3, 4, 1, norm_cfg=dict(type='BN'))
+    state = {k: torch.rand_like(v.float()) for k, v in module.state_dict().items()}
+    torch.save(dict(state_dict=state), path)
+    module.init_weights()
+    assert torch.equal(module.stem.conv.weight, state['stem.conv.weight'])
+    assert torch.equal(module.stem.bn.weight, state['stem.bn.weight'])
 
 
 def test_a_part_gets_the_weights_it_shares_most_names_with():

@@ -5,6 +5,7 @@ from typing import Optional, Sequence, Tuple, Union
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from mmcv.cnn import ConvModule
 from mmengine.model import BaseModule, ModuleList
 from mmengine.model.weight_init import trunc_normal_
@@ -30,6 +31,8 @@ from .blocks import (
 class ConvPatchEmbed(BaseModule):
     """Patch embedding of two 3x3 convolutions of stride 2, each with BN and Hardswish.
 
+    Images are padded with zeros to whole patches of 4x4, at the right and the bottom.
+
     Args:
         in_channels (int): Channels of the image.
         embed_dims (int): Channels C of the tokens, even.
@@ -53,6 +56,7 @@ class ConvPatchEmbed(BaseModule):
 
     def forward(self, x: Tensor) -> Tuple[Tensor, Size]:
         """Embed images (B, 3, H, W): tokens (B, H/4 * W/4, C) and their grid, rounded up."""
+        x = F.pad(x, (0, -x.shape[3] % 4, 0, -x.shape[2] % 4))
         x = self.projection(x.contiguous(memory_format=torch.channels_last))
         return x.flatten(2).transpose(1, 2), tuple(x.shape[2:])
 

@@ -16,6 +16,7 @@ from mmpretrain.models.utils import resize_pos_embed
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from mmextra.backbones.plain_vit import conv_norm
 from mmextra.engine.checkpoint import StateDict, is_checkpoint_init, register_layout
 from mmextra.registry import MODELS
 
@@ -48,15 +49,8 @@ def mlp(dim: int, hidden: int, drop: float = 0.0) -> nn.Sequential:
 
 
 def conv_bn_relu(x: Tensor, conv: nn.Conv2d, bn: nn.BatchNorm2d) -> Tensor:
-    """Convolution without bias, batch norm and ReLU.
-
-    Where the norm uses its running statistics, it is folded into the convolution on the fly.
-    """
-    if bn.training:
-        return F.relu(bn(conv(x)), inplace=True)
-    gain = bn.weight * torch.rsqrt(bn.running_var + bn.eps)
-    weight, bias = conv.weight * gain[:, None, None, None], bn.bias - bn.running_mean * gain
-    return F.relu(F.conv2d(x, weight, bias, conv.stride, conv.padding), inplace=True)
+    """Convolution, batch norm and ReLU."""
+    return F.relu(conv_norm(x, conv, bn), inplace=True)
 
 
 class ConvStem(nn.Module):
@@ -230,13 +224,14 @@ class LVViT(BaseBackbone):
         attn_drop_rate (float): Dropout rate of the attention. Defaults to 0.
         drop_path_rate (float): Stochastic depth rate of the last block; it grows linearly from 0.
             Defaults to 0.
-        mix_token (bool): Mix tokens in training, see :class:`MixToken`. Needs
-            ``out_type='dense'``. Defaults to False.
+        mix_token (bool): Mix tokens in training, see :class:`MixToken`. Needs ``out_type='dense'``
+            and the last block among ``out_indices``. Defaults to False.
         out_indices (int | Sequence[int]): Blocks to give the output of. Defaults to -1.
         out_type (str): ``'cls_token'`` (B, C), ``'featmap'`` (B, C, h, w), ``'avg_featmap'``
             (B, C), ``'raw'`` (B, 1 + N, C), or ``'dense'``: feature maps, of which the last is a
-            list ``[patch_map, cls_token, box]`` for :class:`TokenLabelClsHead`.
-            Defaults to ``'cls_token'``.
+            list ``[patch_map, cls_token, box]`` for :class:`TokenLabelClsHead`. Images that are no
+            whole number of tokens are padded at the right and the bottom for ``'featmap'``; else
+            the rest is dropped, as the authors do. Defaults to ``'cls_token'``.
         final_norm (bool): Whether to normalise the output of the last block. Defaults to True.
         interpolate_mode (str): Interpolation of the positions. Defaults to ``'bicubic'``.
         frozen_stages (int): Freeze the stem and so many blocks; -1 freezes nothing.
@@ -289,14 +284,15 @@ class LVViT(BaseBackbone):
         self.embed_dims = settings['embed_dims']
         self.num_layers = settings['num_layers']
         order = list(order or ['tr'] * self.num_layers)
+        self.out_indices = self._out_indices(out_indices)
         self._check(patch_size, order, out_type, mix_token, frozen_stages)
         self.out_type = out_type
-        self.out_indices = self._out_indices(out_indices)
         self.interpolate_mode = interpolate_mode
         self.frozen_stages = frozen_stages
         self.with_cp = with_cp
         self.mix_token = MixToken() if mix_token else None
 
+        self.patch_size = patch_size
         self.patch_resolution = tuple(side // patch_size for side in to_2tuple(img_size))
         num_patches = self.patch_resolution[0] * self.patch_resolution[1]
         stem_channels = settings.get('stem_channels', 64)
@@ -357,8 +353,15 @@ class LVViT(BaseBackbone):
             raise ValueError(
                 f"mix_token needs out_type='dense' to hand on the box, got out_type={out_type!r}"
             )
-        if frozen_stages > self.num_layers:
-            raise ValueError(f'frozen_stages={frozen_stages}, but there are {self.num_layers}')
+        if mix_token and self.num_layers - 1 not in self.out_indices:
+            raise ValueError(
+                'mix_token hands on the box with the last block, which out_indices='
+                f'{self.out_indices} lacks'
+            )
+        if not -1 <= frozen_stages <= self.num_layers:
+            raise ValueError(
+                f'frozen_stages must lie in [-1, {self.num_layers}], got {frozen_stages}'
+            )
 
     def _out_indices(self, out_indices: Union[int, Sequence[int]]) -> Tuple[int, ...]:
         given = (out_indices,) if isinstance(out_indices, int) else tuple(out_indices)
@@ -407,12 +410,14 @@ class LVViT(BaseBackbone):
         Returns:
             tuple: One entry for each of ``out_indices``, see ``out_type``.
         """
+        if self.out_type == 'featmap':
+            x = F.pad(x, (0, -x.shape[3] % self.patch_size, 0, -x.shape[2] % self.patch_size))
         x, box = self.patch_embed(x), NO_BOX  # (B, C, h, w)
         if self.mix_token is not None and self.training:
             x, box = self.mix_token.mix(x)
         grid = tuple(x.shape[2:])
         tokens = x.flatten(2).mT
-        tokens = torch.cat((self.cls_token.expand(len(x), -1, -1), tokens), 1)  # (B, 1 + N, C)
+        tokens = torch.cat((self.cls_token.expand(x.shape[0], -1, -1), tokens), 1)  # (B, 1 + N, C)
         tokens = self.pos_drop(tokens + self._positions(grid))
 
         outs = []
