@@ -14,8 +14,7 @@ run once for each:
         case.check(dict(y=out), dict(x=x.grad))
 
 Everything comes from the file: constructor arguments from ``meta``, shapes from the arrays. So the
-    same tests run over
-another folder of files: ``pytest -m golden --golden-dir DIR``.
+same tests run over another folder of files: ``pytest -m golden --golden-dir DIR``.
 """
 
 import json

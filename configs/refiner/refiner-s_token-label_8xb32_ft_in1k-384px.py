@@ -18,10 +18,10 @@ train_pipeline = [
     dict(type='PackInputs', algorithm_keys=('token_label', 'crop_coords')),
 ]
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
-# 1.0 of the shorter edge.
+# 0.9 of the shorter edge.
 test_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='ResizeEdge', scale=384, edge='short', backend='pillow', interpolation='bicubic'),
+    dict(type='ResizeEdge', scale=426, edge='short', backend='pillow', interpolation='bicubic'),
     dict(type='CenterCrop', crop_size=384),
     dict(type='PackInputs'),
 ]
