@@ -132,12 +132,12 @@ def elsa_op(
         weights = attn.to(precision).unflatten(1, (heads, -1)).permute(2, 0, 3, 4, 1)
         factors = None
         if lam:
-            factors = (ghost_mul.to(precision) ** lam).flatten(2).permute(2, 0, 1)
+            factors = (ghost_mul.to(precision) ** float(lam)).flatten(2).permute(2, 0, 1)
             factors = factors.unflatten(2, split)[:, :, None, None]  # (K*K, B or 1, 1, 1, G, D)
         y = _Aggregate.apply(values, weights.unsqueeze(-1).contiguous(), factors, dilation)
         y = y.flatten(3).permute(0, 3, 1, 2)
         if gamma:
-            y = y + depthwise(v.to(precision), gamma * ghost_add.to(precision), dilation)
+            y = y + depthwise(v.to(precision), float(gamma) * ghost_add.to(precision), dilation)
     return y.to(v.dtype)
 
 
