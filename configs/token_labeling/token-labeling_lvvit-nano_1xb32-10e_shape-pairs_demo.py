@@ -24,7 +24,9 @@ model = dict(
         in_channels=96,
         # The class token alone decides: the patch tokens of both objects are sure of theirs.
         aux_test_weight=0.0,
-        loss=dict(type='mmextra.TokenLabelLoss', dense_weight=1.0),
+        # The target of the class token is half of what the map says of the whole image, which is of both objects, and half
+        # of the image's class.
+        loss=dict(type='mmextra.TokenLabelLoss', dense_weight=1.0, with_gt=True),
     ),
 )
 data_preprocessor = dict(type='mmextra.TokenLabelDataPreprocessor', num_classes=12, label_size=8)
