@@ -24,8 +24,8 @@ model = dict(
         in_channels=96,
         # The class token alone decides: the patch tokens of both objects are sure of theirs.
         aux_test_weight=0.0,
-        # The target of the class token is half of what the map says of the whole image, which is of both objects, and half
-        # of the image's class.
+        # The target of the class token is half of what the map says of the whole image, which is
+        # of both objects, and half of the image's class.
         loss=dict(type='mmextra.TokenLabelLoss', dense_weight=1.0, with_gt=True),
     ),
 )
