@@ -194,7 +194,7 @@ class OfficialCheckpoint:
             if isinstance(child, BaseModule):
                 child._is_init = True
             elif hasattr(child, 'init_weights'):  # mmcv's ConvModule; mmengine asks for the same
-                child.is_init = True
+                child.is_init = True  # type: ignore[assignment]
         print_log(
             f'loaded {self.checkpoint} into {type(module).__name__} (layout {layout!r})', 'current'
         )
