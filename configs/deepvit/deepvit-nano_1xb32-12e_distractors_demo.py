@@ -34,7 +34,12 @@ model = dict(
 train_dataloader = dict(batch_size=32, dataset=dict(num_images=4000, size=48))
 val_dataloader = dict(dataset=dict(size=48))
 test_dataloader = val_dataloader
-optim_wrapper = dict(optimizer=dict(lr=1e-3))
+optim_wrapper = dict(optimizer=dict(lr=5e-4))
+# Re-attention needs a slow start: see the README.
+param_scheduler = [
+    dict(type='LinearLR', start_factor=1e-2, by_epoch=True, end=4, convert_to_iter_based=True),
+    dict(type='CosineAnnealingLR', by_epoch=True, begin=4, convert_to_iter_based=True),
+]
 train_cfg = dict(max_epochs=12, val_interval=4)
 custom_hooks = [dict(type='mmextra.AttentionSimilarityHook', num_last=7, each_pair=True)]
 default_hooks = dict(logger=dict(interval=20))
