@@ -9,7 +9,6 @@ Registered here: the datasets ``DrawnImages``, ``ShapePairs`` (with label maps),
 """
 
 import copy
-import itertools
 from functools import partial
 from typing import Dict, List, Optional, Sequence, Tuple
 
@@ -79,9 +78,9 @@ class DrawnImages(DrawnDataset):
     Args:
         task (str): What is drawn, and what the label says:
 
-            - ``'quadrants'``, 18 classes: which two of the quadrants hold a disc of the same colour, and the fine
-              pattern of the background (rows, columns or checks of 2 pixels);
-            - ``'same_colour'``, 2 classes: whether two of four discs have the same colour;
+            - ``'same_colour'``, 2 classes: whether two of four discs have the same colour, of any hues;
+            - ``'same_colour_shape'``, 6 classes: whether two of four small objects have the same of six colours, and
+              the outline of all four;
             - ``'shape_pattern'``, 20 classes: one of five large shapes, filled with one of four fine patterns.
 
         num_images (int): Size of the set.
@@ -94,16 +93,14 @@ class DrawnImages(DrawnDataset):
         ValueError: If there is no such task, or no such pattern.
 
     Example:
-        >>> dataset = dict(type='mmextra.DrawnImages', task='quadrants', num_images=4000)
+        >>> dataset = dict(type='mmextra.DrawnImages', task='same_colour', num_images=4000)
     """
 
     CLASSES = dict(
-        quadrants=[
-            f'{a}{b} {pattern}'
-            for a, b in itertools.combinations('1234', 2)
-            for pattern in PATTERNS[:3]
-        ],
         same_colour=['different', 'same'],
+        same_colour_shape=[
+            f'{colours} {shape}' for colours in ('different', 'same') for shape in SHAPES[:3]
+        ],
         shape_pattern=[f'{shape} {pattern}' for shape in SHAPES[:5] for pattern in PATTERNS],
     )
 
@@ -128,8 +125,8 @@ class DrawnImages(DrawnDataset):
         """Draw the image of a class, the classes in turn."""
         label = index % len(self.CLASSES[self.task])
         task = dict(
-            quadrants=draw_quadrants,
-            same_colour=draw_discs,
+            same_colour=partial(draw_four, shapes=SHAPES[:1]),
+            same_colour_shape=partial(draw_four, shapes=SHAPES[:3], turn=0),
             shape_pattern=partial(
                 draw_shape_pattern, period=self.period, ground=self.patterned_ground
             ),
@@ -320,28 +317,28 @@ class FactorAccuracy(BaseMetric):
         }
 
 
-def draw_quadrants(random: Generator, label: int, size: int) -> np.ndarray:
-    """A disc of red, green or blue somewhere in each quadrant, two of one colour, on a patterned background."""
-    pair, texture = divmod(label, 3)
-    same = list(itertools.combinations(range(4), 2))[pair]
-    others = [i for i in range(4) if i not in same]
-    colours = np.empty((4, 3))
-    colours[[*same, *others]] = palette(random, 3, turn=0)[[0, 0, 1, 2]]
-    x, y = coordinates(size)
-    right, down = random.uniform(0, 2, 2)
-    stripes = pattern(PATTERNS[texture], x + right, y + down, period=2)
-    image = random.uniform(90, 160, 3) + random.uniform(12, 24) * stripes[..., None]
-    for i, colour in enumerate(colours):
-        radius = size * random.uniform(0.09, 0.14)
-        centre = random.uniform(radius, size / 2 - radius, 2) + size / 2 * np.array([i % 2, i // 2])
-        image[np.hypot(x - centre[0], y - centre[1]) < radius] = colour
-    return image
+def draw_four(
+    random: Generator,
+    label: int,
+    size: int,
+    shapes: Sequence[str],
+    turn: Optional[float] = None,
+) -> np.ndarray:
+    """Four small objects of one outline that do not touch, on a plain ground.
 
+    Args:
+        random (Generator): Random stream.
+        label (int): ``len(shapes) * same + shape``: whether two have one colour, and the outline.
+        size (int): Side of the image.
+        shapes (Sequence[str]): Of ``SHAPES``.
+        turn (float, optional): Of the colours, see :func:`palette`.
 
-def draw_discs(random: Generator, label: int, size: int) -> np.ndarray:
-    """Four discs that do not touch; two of them have one colour where the label is 1."""
-    colours = palette(random, 6)  # more than discs, so that no colour is missed
-    if label:
+    Returns:
+        np.ndarray: (H, W, 3) float.
+    """
+    same, shape = divmod(label, len(shapes))
+    colours = palette(random, 6, turn)  # more than objects, so that no colour is missed
+    if same:
         colours[1] = colours[0]
     radius = size * 0.1
     cells = random.permutation(16)[:4]  # of a grid of 4 x 4
@@ -349,7 +346,8 @@ def draw_discs(random: Generator, label: int, size: int) -> np.ndarray:
     image = np.full((size, size, 3), random.uniform(90, 160))
     for cell, colour in zip(cells, colours):
         at = random.uniform(radius, size / 4 - radius, 2) + size / 4 * np.array(divmod(cell, 4))
-        image[np.hypot(x - at[0], y - at[1]) < radius] = colour
+        u, v = (x - at[0]) / radius, (y - at[1]) / radius
+        image[shape_mask(shapes[shape], 0.95 * u, 0.95 * v)] = colour
     return image
 
 

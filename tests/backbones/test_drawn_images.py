@@ -24,7 +24,7 @@ from mmextra.backbones.drawn_images import (
 from mmextra.registry import DATASETS
 
 TINY = {
-    'DrawnImages': dict(task='quadrants', num_images=4, size=32),
+    'DrawnImages': dict(task='same_colour_shape', num_images=4, size=32),
     'ShapePairs': dict(num_images=4, token_label='exact'),
     'CrossedBars': dict(num_images=4),
     'ObjectAmongTextures': dict(num_images=4, size=32),
@@ -33,7 +33,7 @@ TINY = {
 
 
 @pytest.mark.parametrize(
-    'task, classes', [('quadrants', 18), ('same_colour', 2), ('shape_pattern', 20)]
+    'task, classes', [('same_colour', 2), ('same_colour_shape', 6), ('shape_pattern', 20)]
 )
 def test_images_are_repeatable_and_labels_balanced(task, classes):
     first, again, other = (
@@ -49,7 +49,7 @@ def test_images_are_repeatable_and_labels_balanced(task, classes):
 
 
 def test_a_transform_that_writes_into_an_image_changes_that_sample_alone():
-    dataset = DrawnImages('quadrants', 2, size=32)
+    dataset = DrawnImages('same_colour', 2, size=32)
     first = dataset[0]['img'].copy()
     dataset[0]['img'][:] = 0
     assert (dataset[0]['img'] == first).all()
@@ -69,40 +69,29 @@ def test_pipeline_gets_the_image():
     assert packed['data_samples'].ori_shape == (32, 32)
 
 
-def discs(image):
-    """Mean colour of each disc, in the order of their labels."""
+def objects(image):
+    """Mean colour of each object, and the share of its bounding box that it covers."""
     import cv2
 
-    saturated = (image.max(2) - image.min(2) > 90).astype(np.uint8)
+    saturated = (np.ptp(image, axis=2) > 90).astype(np.uint8)
     count, labels, stats, _ = cv2.connectedComponentsWithStats(saturated)
     large = [i for i in range(1, count) if stats[i, cv2.CC_STAT_AREA] > 30]
-    return np.array([image[labels == i].mean(0) for i in large]), stats[large]
+    covered = [stats[i, 4] / (stats[i, 2] * stats[i, 3]) for i in large]
+    return np.array([image[labels == i].mean(0) for i in large]), np.array(covered)
 
 
-def test_two_discs_have_one_colour_where_the_label_says_so():
-    dataset = DrawnImages('same_colour', 30, size=96)
+@pytest.mark.parametrize('task, shapes', [('same_colour', 1), ('same_colour_shape', 3)])
+def test_two_objects_have_one_colour_where_the_label_says_so(task, shapes):
+    dataset = DrawnImages(task, 30, size=96)
     for i in range(30):
-        colours, _ = discs(dataset[i]['img'].astype(int))
+        info = dataset[i]
+        same, shape = divmod(info['gt_label'], shapes)
+        colours, covered = objects(info['img'].astype(int))
         assert len(colours) == 4
         apart = np.linalg.norm(colours[:, None] - colours, axis=-1) + 1e3 * np.eye(4)
-        assert (apart.min() < 12) == (dataset[i]['gt_label'] == 1)
-
-
-def test_the_label_names_the_quadrants_of_one_colour():
-    dataset = DrawnImages('quadrants', 36, size=96)
-    for i in range(36):
-        info = dataset[i]
-        quadrants = info['img'].reshape(2, 48, 2, 48, 3).transpose(0, 2, 1, 3, 4).reshape(4, -1, 3)
-        # The disc is the most saturated part of a quadrant.
-        saturation = np.ptp(quadrants.astype(int), axis=2)
-        colours = np.array(
-            [q[s > np.quantile(s, 0.95)].mean(0) for q, s in zip(quadrants, saturation)]
-        )
-        apart = np.linalg.norm(colours[:, None] - colours, axis=-1) + 1e3 * np.eye(4)
-        pair = sorted(np.unravel_index(apart.argmin(), (4, 4)))
-        assert dataset.metainfo['classes'][info['gt_label']].startswith(
-            f'{pair[0] + 1}{pair[1] + 1}'
-        )
+        assert (apart.min() < 12) == (same == 1)
+        of_box = (np.pi / 4, 1, 1 / 2)[shape]  # disc, square, triangle
+        assert covered == pytest.approx([of_box] * 4, abs=0.08)
 
 
 def test_patterns():
@@ -133,7 +122,7 @@ def test_shapes_are_filled_with_patterns_of_the_period(period, ground):
 @pytest.mark.parametrize(
     'config',
     [
-        'dsnet/dsnet-nano_1xb64-10e_quadrants_demo.py',
+        'dsnet/dsnet-nano_1xb32-10e_same-colour_demo.py',
         'spsa/spsa-mobilevit-nano_1xb64-4e_same-colour_demo.py',
         'irregular_patch_vit/irregular-patch-vit-nano_1xb64-6e_shape-pattern_demo.py',
         'kvt/kvt_vit-nano_1xb64-12e_distractors_demo.py',
@@ -193,7 +182,10 @@ def test_what_is_compared_costs_the_same(demos, cost, tolerance):
 @pytest.mark.parametrize(
     'options, message',
     [
-        (dict(task='colours'), "one of quadrants, same_colour, shape_pattern, got 'colours'"),
+        (
+            dict(task='colours'),
+            "one of same_colour, same_colour_shape, shape_pattern, got 'colours'",
+        ),
         (dict(size=16), 'at least 32 pixels'),
         (dict(period=1), 'period must be at least 2 pixels, got 1'),
     ],

@@ -7,7 +7,7 @@ train_dataloader = dict(
     sampler=dict(type='DefaultSampler', shuffle=True),
     dataset=dict(
         type='mmextra.DrawnImages',
-        task='quadrants',
+        task='same_colour',
         num_images=6000,
         size=64,
         seed=0,
@@ -21,7 +21,7 @@ val_dataloader = dict(
     sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
         type='mmextra.DrawnImages',
-        task='quadrants',
+        task='same_colour',
         num_images=1000,
         size=64,
         seed=1,
