@@ -252,6 +252,21 @@ def test_initialisation_leaves_a_checkpoint_alone(name, kind, tmp_path, monkeypa
         assert torch.equal(a, b), key
 
 
+def test_official_weights_fit_another_image_size(name, tmp_path, monkeypatch):
+    """They give what the model of their own size gives for such images."""
+    side = tiny('MODELS', name).get('img_size')
+    if not isinstance(side, int):
+        pytest.skip(f'the small {name} is not made for one image size')
+    monkeypatch.setitem(checkpoint._LAYOUTS, 'as it is', lambda state: state)
+    source, path = redraw(build(name)).eval(), str(tmp_path / 'weights.pth')
+    torch.save(source.state_dict(), path)
+    init = dict(type='mmextra.OfficialCheckpoint', checkpoint=path, layout='as it is')
+    model = build(name, img_size=2 * side, init_cfg=init).eval()
+    x = images(name, size=(2 * side, 2 * side))
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), source(x))
+
+
 def classifier(name):
     """The host's classifier around the small instance."""
     init_default_scope('mmpretrain')

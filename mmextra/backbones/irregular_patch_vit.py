@@ -22,7 +22,7 @@ from mmpretrain.models.utils import InvertedResidual, SELayer, build_norm_layer,
 from torch import Tensor, nn
 
 from mmextra.backbones.plain_vit import PlainViT
-from mmextra.engine.checkpoint import is_checkpoint_init
+from mmextra.engine.checkpoint import StateDict, is_checkpoint_init
 from mmextra.registry import MODELS
 
 Grid = Tuple[int, int]
@@ -387,7 +387,18 @@ class IrregularPatchViT(BaseBackbone):
             self.fusion = AdaptivePatchFusion(dims, num_tokens, norm_cfg=None)
         elif out_type == 'fused' and fusion == 'cls_token':
             self.cls_token = nn.Parameter(torch.zeros(1, 1, dims))
+        self._register_load_state_dict_pre_hook(self._resize_loaded_places)
         self._freeze_stages()
+
+    def _resize_loaded_places(self, state_dict: StateDict, prefix: str, *args) -> None:
+        """Fit what a checkpoint of another, square, image size learned for places before it is loaded."""
+        known = (self.patch_embed.grids((side, side)) for side in range(16, 4097, 16))
+        by_count = {sum(rows * columns for rows, columns in grids): grids for grids in known}
+        by_count[sum(rows * columns for rows, columns in self.grids)] = self.grids
+        for name in (f'{prefix}pos_embed', f'{prefix}fusion.place'):
+            source = by_count.get(state_dict[name].shape[1]) if name in state_dict else None
+            if source is not None:
+                state_dict[name] = resize_grids(state_dict[name], source, self.grids)
 
     @classmethod
     def settings_of(cls, arch: Union[str, dict]) -> dict:

@@ -122,7 +122,8 @@ def load_official(module: nn.Module, state: StateDict, layout: str) -> None:
         layout (str): Name of the paper that the layout belongs to.
 
     Raises:
-        ValueError: If a key is missing or left over, or a shape differs. The message lists them.
+        ValueError: If a key is missing or left over, or if a shape differs that the model does not know to fit (as it
+            does with position maps of another image size). The message lists them.
     """
     mapped = get_layout(layout)(dict(state))
     own = module.state_dict()
@@ -143,18 +144,17 @@ def load_official(module: nn.Module, state: StateDict, layout: str) -> None:
             mapped = inner[part]
     problems = [f'missing: {k}' for k in own if k not in mapped]
     problems += [f'left over: {k}' for k in mapped if k not in own]
-    problems += [
-        f'shape of {k}: {tuple(mapped[k].shape)} in the file, {tuple(own[k].shape)} in the model'
-        for k in own
-        if k in mapped and own[k].shape != mapped[k].shape
-    ]
+    if not problems:
+        try:
+            module.load_state_dict(mapped)  # models fit position maps of another image size
+        except RuntimeError as error:
+            problems = [line.strip() for line in str(error).splitlines()[1:]]
     if problems:
         more = f' (+{len(problems) - 8} more)' if len(problems) > 8 else ''
         raise ValueError(
             f'the weights do not fit {type(module).__name__} (layout {layout!r}): '
             f'{"; ".join(problems[:8])}{more}. Check that the arguments of the model are those of the file.'
         )
-    module.load_state_dict(mapped)
 
 
 def layout_of(module: nn.Module) -> Optional[str]:
@@ -167,8 +167,8 @@ def layout_of(module: nn.Module) -> Optional[str]:
 class OfficialCheckpoint:
     """Initialise a model from the authors' own checkpoint file, in the authors' key layout.
 
-    The load is strict: every key of the file and of the model is accounted for, or a ``ValueError``
-        lists what is not.
+    The load is strict: every key of the file and of the model is accounted for, or a ``ValueError`` lists what is not.
+    Position maps of another image size are interpolated, as they are when an mm checkpoint is loaded.
 
     Args:
         checkpoint (str): Path of the file.

@@ -402,6 +402,20 @@ def test_places_of_each_grid_are_resized_on_their_own():
     assert model(x)[0].shape == (1, 16)
 
 
+def test_a_checkpoint_of_another_image_size_is_resized():
+    """It gives what the model of its own size gives for such images."""
+    source = redraw(backbone(img_size=64)).eval()
+    model = backbone(img_size=(128, 96)).eval()
+    model.load_state_dict(source.state_dict())
+    x = torch.randn(2, 3, 128, 96)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), source(x))
+    state = source.state_dict()
+    state['pos_embed'] = state['pos_embed'][:, 1:]  # of no image size
+    with pytest.raises(RuntimeError, match='size mismatch for pos_embed'):
+        model.load_state_dict(state)
+
+
 def test_positions_are_optional():
     model = backbone(use_pos=False)
     assert 'pos_embed' not in dict(model.named_parameters())

@@ -770,7 +770,7 @@ def test_files_that_do_not_fit_are_refused(tmp_path):
     with pytest.raises(ValueError, match='left over: backbone.extra'):
         build(init_cfg=dict(init, checkpoint=path))
     path = save(random_clip(vision_width=32), tmp_path / 'wide.pt', 'state dict')
-    with pytest.raises(ValueError, match='shape of backbone.'):
+    with pytest.raises(ValueError, match='size mismatch for backbone.'):
         build(init_cfg=dict(init, checkpoint=path))
     (tmp_path / 'noise.pt').write_bytes(b'not a checkpoint')
     with pytest.raises(ValueError, match='cannot be read'):
