@@ -16,6 +16,7 @@ from mmpretrain.models.backbones.base_backbone import BaseBackbone
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from mmextra.engine.arguments import resolve_indices
 from mmextra.engine.checkpoint import StateDict, register_layout
 from mmextra.registry import MODELS
 
@@ -290,7 +291,7 @@ class VisionPermutator(BaseBackbone):
                 f'frozen_stages must lie in [-1, {self.num_stages}], got {frozen_stages}'
             )
         self.out_type = out_type
-        self.out_indices = self._out_indices(out_indices)
+        self.out_indices = resolve_indices(out_indices, self.num_stages, 'stages')
         self.frozen_stages = frozen_stages
         self.with_cp = with_cp
 
@@ -351,13 +352,6 @@ class VisionPermutator(BaseBackbone):
                 f'img_size={img_size} gives grids of {sides} tokens a side, but segment_dims are '
                 f"{settings['segment_dims']}; change one, or set size_mode='resize'"
             )
-
-    def _out_indices(self, out_indices: Union[int, Sequence[int]]) -> Tuple[int, ...]:
-        given = (out_indices,) if isinstance(out_indices, int) else tuple(out_indices)
-        indices = tuple(i + self.num_stages if i < 0 else i for i in given)
-        if not all(0 <= i < self.num_stages for i in indices):
-            raise ValueError(f'out_indices={out_indices}, but there are {self.num_stages} stages')
-        return indices
 
     def _freeze_stages(self) -> None:
         if self.frozen_stages < 0:

@@ -21,7 +21,7 @@ from mmextra.backbones.token_labeling import LVViTBlock, MixToken
 from mmextra.backbones.token_labeling.head import NO_BOX, Box
 from mmextra.backbones.token_labeling.lvvit import conv_bn_relu, mlp
 from mmextra.backbones.token_labeling.lvvit import official_layout as token_labeling_layout
-from mmextra.engine.arguments import checked
+from mmextra.engine.arguments import checked, resolve_indices
 from mmextra.engine.checkpoint import StateDict, is_checkpoint_init, register_layout
 from mmextra.ops.windows import gather_windows, num_windows, scatter_windows
 from mmextra.registry import MODELS
@@ -357,7 +357,7 @@ class VOLO(BaseBackbone):
         self.num_stages = len(self.layers)
         self.embed_dims = settings['embed_dims'][-1]
         self.out_type = out_type
-        self.out_indices = self._out_indices(out_indices)
+        self.out_indices = resolve_indices(out_indices, self.num_stages, 'stages')
         self._check(patch_size, out_type, with_cls_attn, mix_token, frozen_stages)
         self.outlook_cfg = outlook_cfg
         # Handed to every kind of attention.
@@ -454,13 +454,6 @@ class VOLO(BaseBackbone):
             raise ValueError(
                 f'frozen_stages must lie in [-1, {self.num_stages}], got {frozen_stages}'
             )
-
-    def _out_indices(self, out_indices: Union[int, Sequence[int]]) -> Tuple[int, ...]:
-        given = (out_indices,) if isinstance(out_indices, int) else tuple(out_indices)
-        indices = tuple(i + self.num_stages if i < 0 else i for i in given)
-        if not all(0 <= i < self.num_stages for i in indices):
-            raise ValueError(f'out_indices={out_indices}, but there are {self.num_stages} stages')
-        return indices
 
     def local_attention(self, dim: int, num_heads: int) -> nn.Module:
         """Make the attention of an outlooker; what a variant with another local attention overrides.

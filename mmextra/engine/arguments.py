@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Mapping
 from numbers import Integral, Real
 from os import PathLike
 from types import UnionType
-from typing import Any, Iterator, Sequence, Union, get_args, get_origin
+from typing import Any, Iterator, Sequence, Tuple, Union, get_args, get_origin
 
 import numpy as np
 
@@ -116,6 +116,26 @@ def check(title: str, name: str, value: Any, annotation: Any = Any) -> None:
         for names, holds, text in RANGES:
             if name in names and not holds(number):
                 raise ValueError(f'{title} must {text}, got {reprlib.repr(value)}')
+
+
+def resolve_indices(given: Union[int, Sequence[int]], count: int, parts: str) -> Tuple[int, ...]:
+    """Indices of a backbone's parts, counted from 0.
+
+    Args:
+        given (int | Sequence[int]): Some of them; negative ones count from the end.
+        count (int): How many parts there are.
+        parts (str): What they are called, for the message.
+
+    Returns:
+        tuple[int]: None of them negative, in the order given.
+
+    Raises:
+        ValueError: If there is no such part.
+    """
+    given = (given,) if isinstance(given, int) else tuple(given)
+    if not all(-count <= i < count for i in given):
+        raise ValueError(f'out_indices={given}, but there are {count} {parts}')
+    return tuple(i % count for i in given)
 
 
 def check_arch(cls: type, arch: Mapping) -> None:

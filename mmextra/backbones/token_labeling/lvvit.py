@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mmextra.backbones.plain_vit import conv_norm
+from mmextra.engine.arguments import resolve_indices
 from mmextra.engine.checkpoint import StateDict, is_checkpoint_init, register_layout
 from mmextra.registry import MODELS
 
@@ -284,7 +285,7 @@ class LVViT(BaseBackbone):
         self.embed_dims = settings['embed_dims']
         self.num_layers = settings['num_layers']
         order = list(order or ['tr'] * self.num_layers)
-        self.out_indices = self._out_indices(out_indices)
+        self.out_indices = resolve_indices(out_indices, self.num_layers, 'blocks')
         self._check(patch_size, order, out_type, mix_token, frozen_stages)
         self.out_type = out_type
         self.interpolate_mode = interpolate_mode
@@ -362,13 +363,6 @@ class LVViT(BaseBackbone):
             raise ValueError(
                 f'frozen_stages must lie in [-1, {self.num_layers}], got {frozen_stages}'
             )
-
-    def _out_indices(self, out_indices: Union[int, Sequence[int]]) -> Tuple[int, ...]:
-        given = (out_indices,) if isinstance(out_indices, int) else tuple(out_indices)
-        indices = tuple(i + self.num_layers if i < 0 else i for i in given)
-        if not all(0 <= i < self.num_layers for i in indices):
-            raise ValueError(f'out_indices={out_indices}, but there are {self.num_layers} blocks')
-        return indices
 
     def init_weights(self) -> None:
         """Initialise the weights, unless they come from a checkpoint."""
