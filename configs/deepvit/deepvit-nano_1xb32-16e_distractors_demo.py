@@ -1,7 +1,7 @@
 # A deep and narrow ViT for two CPU cores: 16 layers of 64 channels, 36 patches of drawn images of 48 px. As in
 # DeepViT-S, the last five layers have re-attention, and the residual branches are scaled by 0.5. The hook logs how
 # alike the maps of consecutive layers are, those of the last eight layers (seven pairs) apart. The same model without
-# re-attention: deepvit-nano-plain_1xb32-12e_distractors_demo.py. Other seeds: --cfg-options randomness.seed=1
+# re-attention: deepvit-nano-plain_1xb32-16e_distractors_demo.py. Other seeds: --cfg-options randomness.seed=1
 _base_ = [
     'mmpretrain::_base_/default_runtime.py',
     '../_base_/datasets/object_among_textures.py',
@@ -40,7 +40,7 @@ param_scheduler = [
     dict(type='LinearLR', start_factor=1e-2, by_epoch=True, end=4, convert_to_iter_based=True),
     dict(type='CosineAnnealingLR', by_epoch=True, begin=4, convert_to_iter_based=True),
 ]
-train_cfg = dict(max_epochs=12, val_interval=4)
+train_cfg = dict(max_epochs=16, val_interval=4)
 custom_hooks = [dict(type='mmextra.AttentionSimilarityHook', num_last=7, each_pair=True)]
 default_hooks = dict(logger=dict(interval=20))
 randomness = dict(seed=0)
