@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from torch import nn
 
-from mmextra.engine.arguments import check, checked
+from mmextra.engine.arguments import check, checked, resolve_indices
 from mmextra.registry import HOOKS, LazyRegistry
 
 NUMBERS = Sequence[float]
@@ -120,3 +120,11 @@ def test_registering_is_enough():
         TypeError, match="SeedEachEpochHook: seed must be an integer or None, got 'x'"
     ):
         HOOKS.build(dict(type='SeedEachEpochHook', seed='x'))
+
+
+def test_indices_count_from_the_end_where_negative():
+    assert resolve_indices(-1, 4, 'stages') == (3,)
+    assert resolve_indices([0, -4, 2], 4, 'stages') == (0, 0, 2)
+    for wrong in (4, -5, (0, 4)):
+        with pytest.raises(ValueError, match=r'out_indices=\(.*\), but there are 4 stages'):
+            resolve_indices(wrong, 4, 'stages')
