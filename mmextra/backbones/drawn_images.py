@@ -21,6 +21,11 @@ from mmextra.registry import DATASETS, METRICS
 
 PATTERNS = ('rows', 'columns', 'checks', 'dots')
 SHAPES = ('disc', 'square', 'triangle', 'cross', 'ring', 'bar')
+# Shape and rotation in degrees.
+OUTLINES = (
+    *(('square', 0), ('square', 45), ('cross', 0), ('cross', 45)),
+    *(('triangle', 0), ('triangle', 90), ('triangle', 180), ('triangle', 270)),
+)
 
 
 class DrawnDataset(BaseDataset):
@@ -79,14 +84,15 @@ class DrawnImages(DrawnDataset):
         task (str): What is drawn, and what the label says:
 
             - ``'same_colour'``, 2 classes: whether two of four discs have the same colour, of any hues;
-            - ``'same_colour_shape'``, 6 classes: whether two of four small objects have the same of six colours, and
-              the outline of all four;
+            - ``'colours_outline'``, 32 classes: how many colours four small objects have, one to four of six, and which
+              of eight outlines all of them have;
             - ``'shape_pattern'``, 20 classes: one of five large shapes, filled with one of four fine patterns.
 
         num_images (int): Size of the set.
         period (int): Of the patterns of ``'shape_pattern'`` in pixels, at least 2. Defaults to 4.
         patterned_ground (bool): Whether the ground of ``'shape_pattern'`` has one of the patterns, too, so that it
             takes the shape to know which of the two counts. Defaults to False.
+        noise (float): Standard deviation of the noise in grey levels. Defaults to 6.
         **kwargs: Those of :class:`DrawnDataset`.
 
     Raises:
@@ -98,8 +104,8 @@ class DrawnImages(DrawnDataset):
 
     CLASSES = dict(
         same_colour=['different', 'same'],
-        same_colour_shape=[
-            f'{colours} {shape}' for colours in ('different', 'same') for shape in SHAPES[:3]
+        colours_outline=[
+            f'{count} {shape} {angle}' for count in (1, 2, 3, 4) for shape, angle in OUTLINES
         ],
         shape_pattern=[f'{shape} {pattern}' for shape in SHAPES[:5] for pattern in PATTERNS],
     )
@@ -110,6 +116,7 @@ class DrawnImages(DrawnDataset):
         num_images: int,
         period: int = 4,
         patterned_ground: bool = False,
+        noise: float = 6.0,
         **kwargs,
     ) -> None:
         if task not in self.CLASSES:
@@ -119,20 +126,21 @@ class DrawnImages(DrawnDataset):
         self.task = task
         self.period = period
         self.patterned_ground = patterned_ground
+        self.noise = noise
         super().__init__(num_images, metainfo=dict(classes=self.CLASSES[task]), **kwargs)
 
     def draw(self, random: Generator, index: int) -> dict:
         """Draw the image of a class, the classes in turn."""
         label = index % len(self.CLASSES[self.task])
         task = dict(
-            same_colour=partial(draw_four, shapes=SHAPES[:1]),
-            same_colour_shape=partial(draw_four, shapes=SHAPES[:3], turn=0),
+            same_colour=draw_same_colour,
+            colours_outline=draw_colours_outline,
             shape_pattern=partial(
                 draw_shape_pattern, period=self.period, ground=self.patterned_ground
             ),
         )[self.task]
         image = task(random, label, self.size)
-        return dict(img=image + random.normal(0, 6, image.shape), gt_label=label)
+        return dict(img=image + random.normal(0, self.noise, image.shape), gt_label=label)
 
 
 @DATASETS.register_module()
@@ -277,9 +285,9 @@ class ObjectAmongTextures(DrawnDataset):
     def draw_object(self, random: Generator, label: int) -> np.ndarray:
         """An object of one colour on its ground, (16, 16, 3)."""
         shape, angle = self.OBJECTS[label]
-        angle, radius = np.radians(angle), random.uniform(6, 7.5)
+        radius = random.uniform(6, 7.5)
         x, y = (coordinates(self.CELL) - random.uniform(7, 9, (2, 1, 1))) / radius
-        u, v = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
+        u, v = rotate(x, y, np.radians(angle))
         ground, colour = random.uniform(0, 110, 3), random.uniform(130, 255, 3)
         return np.where(shape_mask(shape, u, v)[..., None], colour, ground)
 
@@ -317,37 +325,45 @@ class FactorAccuracy(BaseMetric):
         }
 
 
+def draw_same_colour(random: Generator, label: int, size: int) -> np.ndarray:
+    """Four discs, of any hues; two of them have one colour where the label is 1."""
+    colours = palette(random, 6)[:4]
+    if label:
+        colours[1] = colours[0]
+    return draw_four(random, size, colours, radius=size * 0.1, outline=('disc', 0))
+
+
+def draw_colours_outline(random: Generator, label: int, size: int) -> np.ndarray:
+    """Four small objects of one outline; ``8 * (number of colours - 1) + outline`` is the label."""
+    count, outline = divmod(label, len(OUTLINES))
+    which = [*range(count + 1), *random.integers(0, count + 1, 3 - count)]
+    colours = palette(random, 6, turn=0)[random.permutation(which)]
+    return draw_four(random, size, colours, radius=size * 0.06, outline=OUTLINES[outline])
+
+
 def draw_four(
-    random: Generator,
-    label: int,
-    size: int,
-    shapes: Sequence[str],
-    turn: Optional[float] = None,
+    random: Generator, size: int, colours: np.ndarray, radius: float, outline: Tuple[str, float]
 ) -> np.ndarray:
-    """Four small objects of one outline that do not touch, on a plain ground.
+    """Four objects that do not touch, on a plain ground.
 
     Args:
         random (Generator): Random stream.
-        label (int): ``len(shapes) * same + shape``: whether two have one colour, and the outline.
-        size (int): Side of the image.
-        shapes (Sequence[str]): Of ``SHAPES``.
-        turn (float, optional): Of the colours, see :func:`palette`.
+        size (int): Side S of the image in pixels.
+        colours (np.ndarray): Of the objects, (4, 3).
+        radius (float): Of a disc in pixels; other shapes have about that size.
+        outline (tuple[str, float]): Shape and rotation in degrees.
 
     Returns:
-        np.ndarray: (H, W, 3) float.
+        np.ndarray: (S, S, 3) float.
     """
-    same, shape = divmod(label, len(shapes))
-    colours = palette(random, 6, turn)  # more than objects, so that no colour is missed
-    if same:
-        colours[1] = colours[0]
-    radius = size * 0.1
+    shape, angle = outline
     cells = random.permutation(16)[:4]  # of a grid of 4 x 4
     x, y = coordinates(size)
     image = np.full((size, size, 3), random.uniform(90, 160))
     for cell, colour in zip(cells, colours):
         at = random.uniform(radius, size / 4 - radius, 2) + size / 4 * np.array(divmod(cell, 4))
-        u, v = (x - at[0]) / radius, (y - at[1]) / radius
-        image[shape_mask(shapes[shape], 0.95 * u, 0.95 * v)] = colour
+        u, v = rotate((x - at[0]) / radius, (y - at[1]) / radius, np.radians(angle))
+        image[shape_mask(shape, 0.95 * u, 0.95 * v)] = colour
     return image
 
 
@@ -359,8 +375,7 @@ def draw_shape_pattern(
     angle, radius = random.uniform(0, 2 * np.pi), size * random.uniform(0.22, 0.34)
     centre = random.uniform(radius, size - radius, 2)
     x, y = coordinates(size)
-    u, v = (x - centre[0]) / radius, (y - centre[1]) / radius
-    u, v = u * np.cos(angle) + v * np.sin(angle), v * np.cos(angle) - u * np.sin(angle)
+    u, v = rotate((x - centre[0]) / radius, (y - centre[1]) / radius, angle)
     inside = shape_mask(SHAPES[shape], u, v)
     fills = []
     for name, colour in zip((PATTERNS[texture], random.choice(PATTERNS)), palette(random, 2)):
@@ -398,6 +413,11 @@ def palette(random: Generator, count: int, turn: Optional[float] = None) -> np.n
     hues = (np.arange(count) / count + turn) * 2 * np.pi
     colours = 128 + 90 * np.cos(hues[:, None] + np.array([0, 2, 4]) * np.pi / 3)
     return random.permutation(colours)
+
+
+def rotate(x: np.ndarray, y: np.ndarray, angle: float) -> Tuple[np.ndarray, np.ndarray]:
+    """Coordinates in a frame that is turned by so many radians."""
+    return x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
 
 
 def coordinates(size: int) -> Tuple[np.ndarray, np.ndarray]:

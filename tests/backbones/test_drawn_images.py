@@ -24,7 +24,7 @@ from mmextra.backbones.drawn_images import (
 from mmextra.registry import DATASETS
 
 TINY = {
-    'DrawnImages': dict(task='same_colour_shape', num_images=4, size=32),
+    'DrawnImages': dict(task='colours_outline', num_images=4, size=32),
     'ShapePairs': dict(num_images=4, token_label='exact'),
     'CrossedBars': dict(num_images=4),
     'ObjectAmongTextures': dict(num_images=4, size=32),
@@ -33,7 +33,7 @@ TINY = {
 
 
 @pytest.mark.parametrize(
-    'task, classes', [('same_colour', 2), ('same_colour_shape', 6), ('shape_pattern', 20)]
+    'task, classes', [('same_colour', 2), ('colours_outline', 32), ('shape_pattern', 20)]
 )
 def test_images_are_repeatable_and_labels_balanced(task, classes):
     first, again, other = (
@@ -70,28 +70,53 @@ def test_pipeline_gets_the_image():
 
 
 def objects(image):
-    """Mean colour of each object, and the share of its bounding box that it covers."""
+    """Mean colour (n, 3) of each object, and its pixels (n, H, W)."""
     import cv2
 
     saturated = (np.ptp(image, axis=2) > 90).astype(np.uint8)
     count, labels, stats, _ = cv2.connectedComponentsWithStats(saturated)
-    large = [i for i in range(1, count) if stats[i, cv2.CC_STAT_AREA] > 30]
-    covered = [stats[i, 4] / (stats[i, 2] * stats[i, 3]) for i in large]
-    return np.array([image[labels == i].mean(0) for i in large]), np.array(covered)
+    masks = [labels == i for i in range(1, count) if stats[i, cv2.CC_STAT_AREA] > 30]
+    return np.array([image[mask].mean(0) for mask in masks]), np.array(masks)
 
 
-@pytest.mark.parametrize('task, shapes', [('same_colour', 1), ('same_colour_shape', 3)])
-def test_two_objects_have_one_colour_where_the_label_says_so(task, shapes):
-    dataset = DrawnImages(task, 30, size=96)
+def number_of_colours(colours):
+    """Rows that differ from all rows before them."""
+    return sum(all(np.linalg.norm(c - d) > 12 for d in colours[:i]) for i, c in enumerate(colours))
+
+
+def test_two_discs_have_one_colour_where_the_label_says_so():
+    dataset = DrawnImages('same_colour', 30, size=96)
     for i in range(30):
-        info = dataset[i]
-        same, shape = divmod(info['gt_label'], shapes)
-        colours, covered = objects(info['img'].astype(int))
+        colours, _ = objects(dataset[i]['img'].astype(int))
         assert len(colours) == 4
-        apart = np.linalg.norm(colours[:, None] - colours, axis=-1) + 1e3 * np.eye(4)
-        assert (apart.min() < 12) == (same == 1)
-        of_box = (np.pi / 4, 1, 1 / 2)[shape]  # disc, square, triangle
-        assert covered == pytest.approx([of_box] * 4, abs=0.08)
+        assert number_of_colours(colours) == 4 - dataset[i]['gt_label']
+
+
+def test_the_label_is_the_number_of_colours_and_the_outline():
+    dataset = DrawnImages('colours_outline', 64, size=192, noise=1)
+    for i in range(64):
+        info = dataset[i]
+        colours, masks = objects(info['img'].astype(int))
+        assert len(colours) == 4
+        assert number_of_colours(colours) == 1 + info['gt_label'] // 8
+        # Share of the bounding box, and where in it the centre of mass lies, from -1 to 1.
+        shape, angle = dataset.metainfo['classes'][info['gt_label']].split()[1:]
+        share = {'square 0': 1, 'square 45': 1 / 2, 'cross 0': 0.58, 'cross 45': 0.63}
+        towards = (
+            {'0': (0, 1), '90': (-1, 0), '180': (0, -1), '270': (1, 0)}[angle]
+            if shape == 'triangle'
+            else (0, 0)
+        )
+        for mask in masks:
+            rows, columns = np.nonzero(mask)
+            height, width = np.ptp(rows) + 1, np.ptp(columns) + 1
+            assert mask.sum() / (height * width) == pytest.approx(
+                share.get(f'{shape} {angle}', 1 / 2), abs=0.1
+            )
+            if shape == 'cross':  # has an arm at the middle of the top
+                assert mask[rows.min() + 1, int(columns.mean())] == (angle == '0')
+            centre = [2 * (p.mean() - p.min()) / np.ptp(p) - 1 for p in (columns, rows)]
+            assert centre == pytest.approx([x / 3 for x in towards], abs=0.1)
 
 
 def test_patterns():
@@ -122,7 +147,7 @@ def test_shapes_are_filled_with_patterns_of_the_period(period, ground):
 @pytest.mark.parametrize(
     'config',
     [
-        'dsnet/dsnet-nano_1xb32-10e_same-colour_demo.py',
+        'dsnet/dsnet-nano_1xb32-15e_colours-outline_demo.py',
         'spsa/spsa-mobilevit-nano_1xb64-4e_same-colour_demo.py',
         'irregular_patch_vit/irregular-patch-vit-nano_1xb64-6e_shape-pattern_demo.py',
         'kvt/kvt_vit-nano_1xb64-12e_distractors_demo.py',
@@ -184,9 +209,10 @@ def test_what_is_compared_costs_the_same(demos, cost, tolerance):
     [
         (
             dict(task='colours'),
-            "one of same_colour, same_colour_shape, shape_pattern, got 'colours'",
+            "one of same_colour, colours_outline, shape_pattern, got 'colours'",
         ),
         (dict(size=16), 'at least 32 pixels'),
+        (dict(noise=-1), 'noise must be finite and not negative'),
         (dict(period=1), 'period must be at least 2 pixels, got 1'),
     ],
 )

@@ -1,6 +1,6 @@
-# A DS-Net for two CPU cores. Its images have four small objects: do two have one colour, wherever they are, and what is
-# the outline of them all? The ablations with one stream and as many parameters:
-# dsnet-nano-local_1xb32-10e_same-colour_demo.py and dsnet-nano-global_....py.
+# A DS-Net for two CPU cores. Its images have four small objects: how many colours do they have, and which outline have
+# all of them? The ablations with one stream and as many parameters:
+# dsnet-nano-local_1xb32-15e_colours-outline_demo.py and dsnet-nano-global_....py.
 _base_ = [
     'mmpretrain::_base_/default_runtime.py',
     '../_base_/datasets/drawn_images.py',
@@ -19,19 +19,20 @@ model = dict(
     neck=dict(type='GlobalAveragePooling'),
     head=dict(
         type='LinearClsHead',
-        num_classes=6,
+        num_classes=32,
         in_channels=64,
         loss=dict(type='CrossEntropyLoss', loss_weight=1.0),
     ),
 )
-train_dataloader = dict(batch_size=32, dataset=dict(task='same_colour_shape'))
-val_dataloader = dict(dataset=dict(task='same_colour_shape'))
+task = dict(task='colours_outline', noise=12)
+train_dataloader = dict(batch_size=32, dataset=task)
+val_dataloader = dict(dataset=task)
 test_dataloader = val_dataloader
 val_evaluator = [
     dict(type='Accuracy', topk=(1,)),
-    dict(type='mmextra.FactorAccuracy', factors=dict(same_colour=2, shape=3)),
+    dict(type='mmextra.FactorAccuracy', factors=dict(colours=4, outline=8)),
 ]
 test_evaluator = val_evaluator
-train_cfg = dict(max_epochs=10)
+train_cfg = dict(max_epochs=15)
 default_hooks = dict(logger=dict(interval=20))
 randomness = dict(seed=0)
