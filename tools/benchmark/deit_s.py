@@ -1,9 +1,11 @@
 """Backbones of about DeiT-S's size beside timm's DeiT-S at batch 2, as the reference code was measured.
 
-The third row of LV-ViT-S and ViP-S/7 is the same network written down plainly: how fast such code is beside DeiT-S on
+The third row is the same network written down plainly, operation by operation: how fast such code is beside DeiT-S on
 the machine at hand.
 """
 
+import deepvit
+import refiner
 import timm
 import token_labeling
 import torch
@@ -13,11 +15,12 @@ import volo
 from benchmark_case import Case
 from torch import nn
 
-from mmextra.backbones.deepvit import DeepViT
-from mmextra.backbones.refiner import RefinerViT
+from mmextra.backbones import plain_vit
+from mmextra.backbones.deepvit import DeepViT, ReAttention
+from mmextra.backbones.refiner import DistributedLocalAttention, RefinerViT
 from mmextra.backbones.token_labeling.lvvit import ConvStem, LVViTAttention
 from mmextra.backbones.vip import WeightedPermuteMLP
-from mmextra.backbones.volo import VOLO
+from mmextra.backbones.volo import VOLO, OutlookAttention
 
 
 class PlainStem(ConvStem):
@@ -27,6 +30,22 @@ class PlainStem(ConvStem):
         x = F.relu(self.bn1(self.conv1(x)))
         x = F.relu(self.bn2(self.conv2(x)))
         return self.proj(F.relu(self.bn3(self.conv3(x))))
+
+
+class PlainPaddedStem(plain_vit.ConvStem):
+    """The same for the stem of DeepViT and Refiner."""
+
+    def forward(self, x):
+        for layer in self.stem:
+            x = layer(x)
+        return super(plain_vit.ConvStem, self).forward(x)
+
+
+class PlainReAttention(deepvit.TwoKernels):
+    """Products, softmax, convolution, norm and sum one after the other."""
+
+    def forward(self, x, need_map=True):
+        return super().forward(x, need_map=True)
 
 
 class PlainAttention(LVViTAttention):
@@ -42,11 +61,13 @@ class PlainAttention(LVViTAttention):
 
 PLAIN = {
     ConvStem: PlainStem,
+    plain_vit.ConvStem: PlainPaddedStem,
     LVViTAttention: PlainAttention,
+    OutlookAttention: volo.UnfoldFold,
     WeightedPermuteMLP: vip.CopyingPermuteMLP,
+    ReAttention: PlainReAttention,
+    DistributedLocalAttention: refiner.OneByOne,
 }
-
-WITH_PLAIN = ('LV-ViT-S', 'ViP-S/7')
 
 
 def plain(model: nn.Module) -> nn.Module:
@@ -73,7 +94,7 @@ def cases(device):
             ours=build(make),
             yardstick=build(lambda: timm.create_model('deit_small_patch16_224')),
             yardstick_name='timm DeiT-S',
-            reference=build(lambda make=make: plain(make())) if name in WITH_PLAIN else None,
+            reference=build(lambda make=make: plain(make())),
             reference_name='the same, written down plainly',
         )
         for name, make in models.items()
