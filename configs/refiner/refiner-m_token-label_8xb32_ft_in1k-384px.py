@@ -28,7 +28,7 @@ test_pipeline = [
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
 
-# The authors publish weights but no schedule for this size. This is the one of LV-ViT: a small constant rate, and neither
+# The authors publish weights but no schedule for this size. This is the one of LV-ViT: a small constant rate, neither
 # RandAugment nor random erasing.
 optim_wrapper = dict(optimizer=dict(lr=5e-6, weight_decay=1e-8))
 param_scheduler = []

@@ -70,22 +70,23 @@ class DistributedLocalAttention(BaseModule):
         """Refine maps (B, h, N, N)."""
         hidden = attn
         if self.expand_ratio != 1:
-            hidden = F.relu6(self._expand(attn), inplace=True)  # (B, e * h, N, N)
+            hidden = self._expand(attn)  # (B, e * h, N, N)
         hidden = F.relu6(conv_norm(hidden, self.depth_sep_conv, self.bn2), inplace=True)
         return self._project(hidden, attn)
 
     def _expand(self, attn: Tensor) -> Tensor:
-        """First convolution and norm, as one matrix product. The channels come out last in memory."""
+        """First convolution, norm and ReLU6, with one matrix product. The channels come out last in memory."""
         conv, norm = self.conv_exp, self.bn1
         if type(norm) is not nn.BatchNorm2d:  # synchronised, or fused with the convolution
-            return norm(conv(attn))
+            return F.relu6(norm(conv(attn)), inplace=True)
         flat, weight = attn.flatten(2), conv.weight.flatten(1)  # (B, h, N * N), (e * h, h)
         gain, shift = norm_affine(
             norm, *(mixed_statistics(norm, flat, weight) if norm.training else ())
         )
         weight = (gain[:, None] * weight).mT.expand(attn.shape[0], -1, -1)
         hidden = torch.baddbmm(shift.to(attn.dtype), flat.mT, weight.to(attn.dtype))
-        return hidden.unflatten(1, attn.shape[2:]).permute(0, 3, 1, 2)
+        # In place before it is seen as maps: autograd copies whole gradients for what is done to views.
+        return F.relu6(hidden, inplace=True).unflatten(1, attn.shape[2:]).permute(0, 3, 1, 2)
 
     def _project(self, hidden: Tensor, attn: Tensor) -> Tensor:
         """Last convolution and norm, and the shortcut. The heads come out first in memory, as in ``attn``."""
@@ -94,8 +95,8 @@ class DistributedLocalAttention(BaseModule):
             return norm(conv(hidden)) + attn
         flat, weight = hidden.flatten(2), conv.weight.flatten(1)
         if norm.training:
-            projected = torch.bmm(weight.expand(attn.shape[0], -1, -1), flat)
-            return norm(projected.view_as(attn)) + attn
+            projected = flat.mT @ weight.mT  # the gradient of `flat`, too, has its channels last
+            return norm(projected.mT.reshape(attn.shape)) + attn
         gain, shift = norm_affine(norm)
         weight = (gain[:, None] * weight).expand(attn.shape[0], -1, -1)
         return torch.baddbmm(attn.flatten(2), weight, flat).view_as(attn) + shift[:, None, None]
