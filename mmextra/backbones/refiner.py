@@ -75,17 +75,24 @@ class DistributedLocalAttention(BaseModule):
         return self._project(hidden, attn)
 
     def _expand(self, attn: Tensor) -> Tensor:
-        """First convolution, norm and ReLU6, with one matrix product. The channels come out last in memory."""
+        """First convolution, norm and ReLU6, with one matrix product.
+
+        Without batch statistics the channels come out last in memory, which the depth-wise convolution is faster with;
+        in training the batch norm behind that would lose more than it gains.
+        """
         conv, norm = self.conv_exp, self.bn1
         if type(norm) is not nn.BatchNorm2d:  # synchronised, or fused with the convolution
             return F.relu6(norm(conv(attn)), inplace=True)
         flat, weight = attn.flatten(2), conv.weight.flatten(1)  # (B, h, N * N), (e * h, h)
-        gain, shift = norm_affine(
-            norm, *(mixed_statistics(norm, flat, weight) if norm.training else ())
-        )
-        weight = (gain[:, None] * weight).mT.expand(attn.shape[0], -1, -1)
-        hidden = torch.baddbmm(shift.to(attn.dtype), flat.mT, weight.to(attn.dtype))
-        # In place before it is seen as maps: autograd copies whole gradients for what is done to views.
+        statistics = mixed_statistics(norm, flat, weight) if norm.training else ()
+        gain, shift = norm_affine(norm, *statistics)
+        weight = (gain[:, None] * weight).to(attn.dtype).expand(attn.shape[0], -1, -1)
+        shift = shift.to(attn.dtype)
+        # ReLU6 in place comes before it is seen as maps: autograd copies whole gradients for what is done to views.
+        if norm.training:
+            hidden = torch.baddbmm(shift[:, None], weight, flat)  # (B, e * h, N * N)
+            return F.relu6(hidden, inplace=True).unflatten(2, attn.shape[2:])
+        hidden = torch.baddbmm(shift, flat.mT, weight.mT)  # (B, N * N, e * h)
         return F.relu6(hidden, inplace=True).unflatten(1, attn.shape[2:]).permute(0, 3, 1, 2)
 
     def _project(self, hidden: Tensor, attn: Tensor) -> Tensor:
@@ -95,8 +102,8 @@ class DistributedLocalAttention(BaseModule):
             return norm(conv(hidden)) + attn
         flat, weight = hidden.flatten(2), conv.weight.flatten(1)
         if norm.training:
-            projected = flat.mT @ weight.mT  # the gradient of `flat`, too, has its channels last
-            return norm(projected.mT.reshape(attn.shape)) + attn
+            projected = torch.bmm(weight.expand(attn.shape[0], -1, -1), flat)
+            return norm(projected.view_as(attn)) + attn
         gain, shift = norm_affine(norm)
         weight = (gain[:, None] * weight).expand(attn.shape[0], -1, -1)
         return torch.baddbmm(attn.flatten(2), weight, flat).view_as(attn) + shift[:, None, None]
