@@ -4,6 +4,8 @@
 - the table of papers in ``README.md``, between ``<!-- papers -->`` and ``<!-- /papers -->``;
 - ``docs/model_zoo.md`` and ``docs/papers/PAPER.md`` (not committed).
 
+The ``Results`` of a model are the authors', unless its ``Results Source`` is "ours, N seeds".
+
 ``--check`` writes nothing and fails where a committed file is not up to date.
 """
 
@@ -17,8 +19,10 @@ from typing import Dict, Iterable, List
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
-COLUMNS = ('Config', 'Parameters', 'FLOPs', 'Published', 'Weights')
+COLUMNS = ('Config', 'Parameters', 'FLOPs', 'Published', 'Ours', 'Weights')
 SIZES = (('Parameters', (1e6, 'M')), ('FLOPs', (1e9, 'G')))
+# `Results Source` of what was run with this repository: "ours, 3 seeds".
+OURS = re.compile(r'ours, (\d+ seeds?\b.*)')
 MARKERS = ('<!-- papers -->', '<!-- /papers -->')
 LINK = re.compile(r'(!?\[[^\]]*\])\(([^)\s]+)((?:\s+"[^"]*")?)\)')
 FENCE = re.compile(r'(^```.*?^```|`[^`\n]*`)', re.MULTILINE | re.DOTALL)
@@ -78,15 +82,20 @@ class Paper:
         rows = []
         for model in self.models:
             meta = model.get('Metadata') or {}
-            figures = [
-                f'{result["Dataset"]}: {name} {value}'
+            figures = '; '.join(
+                f'{result["Dataset"]}: {", ".join(f"{k} {v}" for k, v in result["Metrics"].items())}'
                 for result in model.get('Results') or []
-                for name, value in (result.get('Metrics') or {}).items()
-            ]
+                if result.get('Metrics')
+            )
+            run_here = OURS.match(str(meta.get('Results Source')))
+            if run_here and figures:
+                figures = ('', f'{figures} ({run_here[1]})')
+            else:
+                figures = (figures, '')
             sizes = [scaled(meta.get(key), unit) for key, unit in SIZES]
             weights = f'[file]({model["Weights"]})' if model.get('Weights') else ''
             config = f'[{model["Name"]}]({up}/{model["Config"]})'
-            rows.append([config, *sizes, '; '.join(figures), weights])
+            rows.append([config, *sizes, *figures, weights])
         return rows
 
 
@@ -183,17 +192,20 @@ def zoo_table(heading: str, paper: Paper, up: str) -> str:
     return '\n'.join((heading, '', *(f'| {" | ".join(cells)} |' for cells in lines), ''))
 
 
-def model_zoo(papers: List[Paper]) -> str:
+def model_zoo(papers: List[Paper], comparisons: Iterable[str] = ()) -> str:
     """The page of all models."""
     models = sum(len(paper.models) for paper in papers)
     intro = (
         f'# Model zoo\n\n{len(papers)} papers, {models} configs. Figures under "Published" are those '
-        'of the authors; what was run with this repository stands on the page of each paper.\n'
+        'of the authors. Those under "Ours" were run with this repository: the data, the figure with its '
+        'standard deviation over the seeds, and their number. The page of each paper has the sources of the '
+        'former, and the machine, the versions and the commands of the latter.\n'
     )
+    pages = ', '.join(f'[](papers/{name}.md)' for name in comparisons)
+    more = [f'Methods against each other: {pages}.\n'] if pages else []
     ordered = sorted(papers, key=lambda p: p.name.lower())
-    return '\n'.join(
-        [intro, *(zoo_table(f'## [{p.name}](papers/{p.slug}.md)', p, '..') for p in ordered)]
-    )
+    tables = (zoo_table(f'## [{p.name}](papers/{p.slug}.md)', p, '..') for p in ordered)
+    return '\n'.join([intro, *more, *tables])
 
 
 def find_comparisons(root: Path) -> Dict[str, Path]:
@@ -233,7 +245,7 @@ def write_docs(root: Path, papers: List[Paper]) -> None:
             path.unlink()
     for name, text in pages.items():
         write(folder / name, text)
-    write(root / 'docs' / 'model_zoo.md', model_zoo(papers))
+    write(root / 'docs' / 'model_zoo.md', model_zoo(papers, comparisons))
 
 
 def write(path: Path, text: str) -> None:
