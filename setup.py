@@ -59,6 +59,11 @@ setup(
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     python_requires='>=3.10',
+    classifiers=[
+        'Programming Language :: Python :: 3.10',
+        'Programming Language :: Python :: 3.11',
+        'Programming Language :: Python :: 3.12',
+    ],
     packages=find_packages(include=['mmextra', 'mmextra.*']),
     include_package_data=False,
     install_requires=['numpy', 'scipy', 'torch>=2.1'],
