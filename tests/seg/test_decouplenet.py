@@ -337,6 +337,32 @@ def test_official_layout_is_strict():
         load_official(model, state, 'decouplenet')
 
 
+def test_checkpoints_are_not_initialised_away(tmp_path):
+    """What an `init_cfg` loads stays: the source's own layers, and the trained auxiliary classifier."""
+    trained = build(PHASE1)
+    for p in trained.parameters():
+        p.data.normal_()
+    file = str(tmp_path / 'phase1.pth')
+    torch.save(dict(state_dict=trained.state_dict()), file)
+    load = dict(type='Pretrained', checkpoint=file)
+    assert_equal_weights(weights(build(PHASE1, init_cfg=load)), weights(trained))
+    trained.init_weights()  # a runner does so with a model that it is given
+    assert_equal_weights(weights(trained), torch.load(file)['state_dict'])
+    head = build(PHASE1, decode_head=dict(HEAD, init_cfg=dict(load, prefix='decode_head.')))
+    assert_equal_weights(weights(head.decode_head), weights(trained.decode_head))
+
+    theirs = {'source_shallow': 'B1', 'feat_discriminator': 'D1', 'out_discriminator': 'D2'}
+    theirs |= {'decode_head.conv_seg': 'classifier', 'decode_head.conv_aux': 'aux_classifier'}
+    theirs |= {'decode_head.convs': 'head.conv2d_list', 'backbone': 'B'}
+    state = {}
+    for key, value in trained.state_dict().items():
+        part = next(p for p in theirs if key.startswith(f'{p}.'))
+        state[key.replace(part, theirs[part], 1)] = value
+    torch.save(state, tmp_path / 'official.pth')
+    load = dict(type='mmextra.OfficialCheckpoint', checkpoint=str(tmp_path / 'official.pth'))
+    assert_equal_weights(weights(build(PHASE1, init_cfg=load)), weights(trained))
+
+
 def test_parameters_of_the_published_model():
     cfg = Config.fromfile(
         ROOT / 'configs/decouplenet/decouplenet_r101-d8_4xb2-60k_gta5-to-cityscapes-512x896.py'

@@ -7,7 +7,7 @@ from mmengine.model import BaseModule
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from torch import Tensor, nn
 
-from mmextra.engine.checkpoint import StateDict, register_layout
+from mmextra.engine.checkpoint import StateDict, is_checkpoint_init, register_layout
 from mmextra.registry import MODELS
 
 # The authors' names of the parts of the network, and ours.
@@ -95,9 +95,10 @@ class ASPPSumHead(BaseDecodeHead):
                 state[aux] = state[main].clone()
 
     def init_weights(self) -> None:
-        """Initialise, both classifiers alike."""
+        """Initialise, both classifiers alike, unless a checkpoint holds them."""
+        fresh = not (self.is_init or is_checkpoint_init(self.init_cfg))
         super().init_weights()
-        if self.conv_aux is not None:
+        if fresh and self.conv_aux is not None:
             self.conv_aux.load_state_dict(self.conv_seg.state_dict())
 
     def forward_hidden(self, inputs: Sequence[Tensor]) -> Tensor:

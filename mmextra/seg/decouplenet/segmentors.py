@@ -18,7 +18,7 @@ from mmseg.registry import MODELS as MMSEG_MODELS
 from mmseg.utils import SampleList, add_prefix
 from torch import Tensor, nn
 
-from mmextra.engine.checkpoint import StateDict
+from mmextra.engine.checkpoint import StateDict, is_checkpoint_init
 from mmextra.registry import MODELS
 from mmextra.seg.decouplenet.optim import accumulate, finish
 from mmextra.seg.decouplenet.pseudo_labels import (
@@ -226,9 +226,10 @@ class DecoupleNet(StepwiseSegmentor):
                 state[f'{prefix}source_shallow.{key}'] = state[f'{prefix}backbone.{key}'].clone()
 
     def init_weights(self) -> None:
-        """Initialise, both copies of the shallow layers alike."""
+        """Initialise, both copies of the shallow layers alike, unless a checkpoint holds them."""
+        fresh = not (self.is_init or is_checkpoint_init(self.init_cfg))
         super().init_weights()
-        if self.source_shallow is not None:
+        if fresh and self.source_shallow is not None:
             shared = self.backbone.state_dict()
             self.source_shallow.load_state_dict(
                 {k: shared[k] for k in self.source_shallow.state_dict()}
