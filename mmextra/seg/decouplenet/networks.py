@@ -140,8 +140,13 @@ class FCDiscriminator(BaseModule):
         """Maps (B, in_channels, H, W) to scores (B, 1, H // 32, W // 32), without activation.
 
         Raises:
-            ValueError: If the maps are smaller than 32 x 32.
+            ValueError: If the maps are smaller than 32 x 32, or of other channels.
         """
+        if x.shape[1] != self.conv1.in_channels:
+            raise ValueError(
+                f'a discriminator of {self.conv1.in_channels} channels cannot judge maps of {x.shape[1]}: set its '
+                'in_channels, for probabilities to the number of classes'
+            )
         if min(x.shape[-2:]) < 32:
             raise ValueError(
                 f'a discriminator halves its input five times and needs at least 32x32, got '
