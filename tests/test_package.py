@@ -10,15 +10,21 @@ ROOT = Path(__file__).parents[1]
 
 
 def test_a_wheel_carries_configs_and_tools(tmp_path):
+    """One that is made from the archive of sources, as `python -m build` does and indices of packages need."""
     source = tmp_path / 'source'
     source.mkdir()
-    for name in ('setup.py', 'pyproject.toml', 'README.md', 'LICENSE', 'model-index.yml'):
+    for name in ('setup.py', 'pyproject.toml', 'MANIFEST.in', 'README.md', 'LICENSE'):
         shutil.copy2(ROOT / name, source)
+    shutil.copy2(ROOT / 'model-index.yml', source)
     for name in ('mmextra', 'configs', 'tools'):
         ignored = shutil.ignore_patterns('__pycache__', '.mim')
         shutil.copytree(ROOT / name, source / name, ignore=ignored)
+    command = [sys.executable, 'setup.py', '--quiet', 'sdist']
+    done = subprocess.run(command, cwd=source, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    archive = next((source / 'dist').glob('mmextra-*.tar.gz'))
     command = [sys.executable, '-m', 'pip', 'wheel', '--no-deps', '--no-build-isolation']
-    command += ['--quiet', '--wheel-dir', tmp_path / 'dist', source]
+    command += ['--quiet', '--wheel-dir', tmp_path / 'dist', archive]
     done = subprocess.run([str(c) for c in command], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     wheel = next((tmp_path / 'dist').glob('mmextra-*.whl'))

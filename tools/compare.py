@@ -61,19 +61,23 @@ def metrics(work_dir: Path) -> Dict[str, float]:
 
 def train(config: Path, work_dir: Path, seed: int, options: Sequence[str] = ()) -> dict:
     """Train through mim, unless it was done before, and return the figures."""
-    done = work_dir / 'figures.json'
+    done, how = work_dir / 'figures.json', work_dir / 'options.json'
+    options = [f'randomness.seed={seed}', *(o.replace('{seed}', str(seed)) for o in options)]
+    if done.is_file() and how.is_file() and json.loads(how.read_text()) != options:
+        sys.exit(
+            f'{work_dir} was trained with {" ".join(json.loads(how.read_text()))}, not with {" ".join(options)}: '
+            'name another --out, or remove the folder'
+        )
     if not done.is_file():
         print(f'training {config.stem} (seed {seed})', flush=True)
         begin = time.time()
-        call(
-            ['mim', 'train', 'mmextra', config, '--work-dir', work_dir, '--cfg-options']
-            + [f'randomness.seed={seed}', *(o.replace('{seed}', str(seed)) for o in options)]
-        )
+        call(['mim', 'train', 'mmextra', config, '--work-dir', work_dir, '--cfg-options', *options])
         figures = dict(
             metrics(work_dir),
             seconds=seconds_per_iteration(work_dir),
             minutes=(time.time() - begin) / 60,
         )
+        how.write_text(json.dumps(options))
         done.write_text(json.dumps(figures))
     return json.loads(done.read_text())
 

@@ -191,9 +191,14 @@ def main() -> None:
     parser.add_argument('--data', choices=sorted(RUNS), default='drawn')
     parser.add_argument('--seeds', type=int, nargs='+', default=[0])
     parser.add_argument('--shorten', type=int, help='train so many iterations only, as a trial')
-    parser.add_argument('--out', type=Path, help='default: work_dirs/decouplenet_DATA')
+    parser.add_argument(
+        '--out',
+        type=Path,
+        help='default: work_dirs/decouplenet_DATA, and another folder for a trial',
+    )
     args = parser.parse_args()
-    out = (args.out or ROOT / 'work_dirs' / f'decouplenet_{args.data}').resolve()
+    trial = f'_{args.shorten}-iterations' if args.shorten else ''
+    out = (args.out or ROOT / 'work_dirs' / f'decouplenet_{args.data}{trial}').resolve()
     out.mkdir(parents=True, exist_ok=True)
     seeds = []
     for seed in args.seeds:

@@ -118,7 +118,9 @@ def main(argv=None):
     if predictions and not predictions.endswith(PICKLES):
         if cfg.get('default_scope') != 'mmseg':
             raise ValueError(f'--out takes a file that ends in .pkl, not {predictions!r}')
-        cfg.test_evaluator.output_dir = predictions
+        evaluators = cfg.test_evaluator
+        first = evaluators[0] if isinstance(evaluators, (list, tuple)) else evaluators
+        first.output_dir = predictions
     with cpu_process_group(cfg):
         runner = build_runner(cfg)
         if predictions and predictions.endswith(PICKLES):

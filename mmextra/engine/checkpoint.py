@@ -25,7 +25,8 @@ def read_checkpoint(path: str) -> dict:
 
     Args:
         path (str): A local path, or any prefix that mmengine's loader knows (``http://``,
-            ``torchvision://``, ...).
+            ``torchvision://``, ...). What has a prefix is left to that loader, which reads plain data alone from
+            torch 2.6 on.
 
     Returns:
         dict: The content of the file, on the CPU.

@@ -52,7 +52,7 @@ from mmextra.seg.decouplenet.pseudo_labels import (
     keep_threshold,
     masked_cross_entropy,
 )
-from mmextra.seg.decouplenet.segmentors import Seen, unpadded_cells
+from mmextra.seg.decouplenet.segmentors import Seen, domain_loss, unpadded_cells
 from mmextra.seg.decouplenet.transforms import TorchColorJitter, apply
 
 CLASSES = 5
@@ -337,6 +337,47 @@ def test_official_layout_is_strict():
         load_official(model, state, 'decouplenet')
 
 
+def test_checkpoints_are_not_initialised_away(tmp_path):
+    """What an `init_cfg` loads stays: the source's own layers, and the trained auxiliary classifier."""
+    trained = build(PHASE1)
+    for p in trained.parameters():
+        p.data.normal_()
+    file = str(tmp_path / 'phase1.pth')
+    torch.save(dict(state_dict=trained.state_dict()), file)
+    load = dict(type='Pretrained', checkpoint=file)
+    assert_equal_weights(weights(build(PHASE1, init_cfg=load)), weights(trained))
+    trained.init_weights()  # a runner does so with a model that it is given
+    assert_equal_weights(weights(trained), torch.load(file)['state_dict'])
+    head = build(PHASE1, decode_head=dict(HEAD, init_cfg=dict(load, prefix='decode_head.')))
+    assert_equal_weights(weights(head.decode_head), weights(trained.decode_head))
+
+    theirs = {'source_shallow': 'B1', 'feat_discriminator': 'D1', 'out_discriminator': 'D2'}
+    theirs |= {'decode_head.conv_seg': 'classifier', 'decode_head.conv_aux': 'aux_classifier'}
+    theirs |= {'decode_head.convs': 'head.conv2d_list', 'backbone': 'B'}
+    state = {}
+    for key, value in trained.state_dict().items():
+        part = next(p for p in theirs if key.startswith(f'{p}.'))
+        state[key.replace(part, theirs[part], 1)] = value
+    torch.save(state, tmp_path / 'official.pth')
+    load = dict(type='mmextra.OfficialCheckpoint', checkpoint=str(tmp_path / 'official.pth'))
+    assert_equal_weights(weights(build(PHASE1, init_cfg=load)), weights(trained))
+
+
+def test_copies_are_their_own(tmp_path):
+    """What an EMA hook and a saved object hold: their weights, banks and completion of checkpoints."""
+    model = build(PHASE1)
+    model.loss(*batch())  # fills the bank
+    torch.save(model, tmp_path / 'model.pth')
+    for other in (copy.deepcopy(model), torch.load(tmp_path / 'model.pth', weights_only=False)):
+        assert_equal_weights(weights(other), weights(model))
+        plain = {k: torch.ones_like(v) for k, v in model.state_dict().items() if 'backbone' in k}
+        other.load_state_dict(dict(plain), strict=False)
+        assert (other.source_shallow['conv1'].weight == 1).all()
+        other.bank.update(torch.tensor([0.5]), torch.tensor([0]))
+        assert len(other.bank.values[0]) == len(model.bank.values[0]) + 1
+        assert not (model.source_shallow['conv1'].weight == 1).any()
+
+
 def test_parameters_of_the_published_model():
     cfg = Config.fromfile(
         ROOT / 'configs/decouplenet/decouplenet_r101-d8_4xb2-60k_gta5-to-cityscapes-512x896.py'
@@ -387,6 +428,43 @@ def test_source_copy_follows_frozen_stages_and_norm():
     assert not any(p.requires_grad for p in frozen.source_shallow.parameters())
     fixed = build(PHASE1, backbone=dict(BACKBONE, norm_eval=True)).train()
     assert not fixed.source_shallow['bn1'].training and fixed.source_shallow['conv1'].training
+
+
+def test_frozen_discriminators_stay_frozen():
+    model = build(PHASE1)
+    model.feat_discriminator.conv1.requires_grad_(False)
+    model.loss(*batch())
+    learning = {n for n, p in model.feat_discriminator.named_parameters() if p.requires_grad}
+    assert learning == {n for n, _ in model.feat_discriminator.named_parameters()} - {
+        'conv1.weight',
+        'conv1.bias',
+    }
+
+
+def test_auxiliary_head_learns_from_the_source():
+    """As in the host; it was given no loss in phase 1 before, without a word."""
+    head = dict(type='FCNHead', in_channels=32, in_index=2, channels=8, num_classes=CLASSES)
+    head.update(num_convs=1, concat_input=False, dropout_ratio=0.0)
+    loss = dict(type='CrossEntropyLoss', loss_weight=0.4)
+    model = build(PHASE1, auxiliary_head=dict(head, loss_decode=loss))
+    inputs, data_samples = batch()
+    losses, _ = model.source_pass(inputs['source'], data_samples['source'])
+    features = model.domain_features(inputs['source'], source=True)[1]
+    logits = F.interpolate(model.auxiliary_head(features), (32, 32), mode='bilinear')
+    target = torch.stack([s.gt_sem_seg.data[0] for s in data_samples['source']])
+    torch.testing.assert_close(losses['aux.loss_ce'], 0.4 * F.cross_entropy(logits, target))
+    losses['aux.loss_ce'].backward()
+    assert model.auxiliary_head.conv_seg.weight.grad.abs().sum() > 0
+    assert model.source_shallow['conv1'].weight.grad.abs().sum() > 0
+
+
+def test_stages_come_out_in_the_order_of_the_backbone():
+    model = build(
+        PHASE1, backbone=dict(BACKBONE, out_indices=(3, 1)), decode_head=dict(HEAD, in_index=1)
+    )
+    x = images(0)
+    ours, stock = model.eval().domain_features(x, source=False)[1], model.extract_feat(x)
+    assert [f.shape for f in ours] == [f.shape for f in stock] and stock[1].shape[1] == 64
 
 
 def test_without_decoupling_all_layers_are_shared():
@@ -691,6 +769,39 @@ class BFloat16(OptimWrapper):
             yield
 
 
+def test_double_precision_is_kept():
+    logits = torch.randn(1, 3, 4, 5, dtype=torch.float64, requires_grad=True)
+    target = torch.tensor([0, 1, 2, 255] * 5).view(1, 4, 5)
+    torch.autograd.gradcheck(lambda x: masked_cross_entropy(x, target, 255), logits)
+    torch.autograd.gradcheck(lambda x: domain_loss(x, 1.0), logits)
+    geometry = dict(size=(9, 11), offset=(1, 2), shape=(6, 7), flip=True)
+    torch.autograd.gradcheck(lambda x: follow_geometry(x[0], geometry, via=(5, 6)), logits)
+    inputs, data_samples = batch()
+    single = build(PHASE1).loss(inputs, data_samples)
+    double = build(PHASE1).double().loss({k: v.double() for k, v in inputs.items()}, data_samples)
+    for key, value in double.items():
+        if 'loss' in key:
+            assert value.dtype == torch.float64
+            torch.testing.assert_close(value.float(), single[key], rtol=1e-3, atol=1e-4)
+
+
+def test_phase_2_in_mixed_precision_reaches_all_weights():
+    """The pass over whole images makes no graph; the next one needs weights that were cast with one."""
+    model = build(PHASE2, 'DecoupleSelfTraining', thresholds=[0.0] * CLASSES)
+    geometry = dict(size=(32, 32), offset=(0, 0), shape=(32, 32), flip=False)
+    meta = dict(
+        geometry=geometry,
+        full_img=np.zeros((32, 32, 3), np.uint8),
+        soft_label=np.zeros((CLASSES, 4, 4), np.float32),
+    )
+    inputs, data_samples = batch()
+    data_samples['target'] = [SegDataSample(metainfo=meta) for _ in range(2)]
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        losses = model.loss(dict(inputs, full=images(5)), data_samples)
+    losses['loss_target'].backward()
+    assert all(p.grad is not None and p.grad.any() for p in model.parameters())
+
+
 def test_train_step_in_mixed_precision():
     model = build(PHASE1)
     plain = optimizers(model)
@@ -873,7 +984,7 @@ def test_class_balanced_sampling():
     assert abs(first.count(9) / 400 - (0.5 + 0.5 / 10)) < 0.08
 
 
-def test_class_counts_are_kept_in_a_file(folder, tmp_path):
+def test_class_counts_are_kept_in_a_file(folder, tmp_path, monkeypatch):
     file = tmp_path / 'sub' / 'counts.npy'
     data = DATASETS.build(pairs(folder, class_balanced=True, class_counts=str(file)))
     counts = data.count_pixels()
@@ -882,6 +993,17 @@ def test_class_counts_are_kept_in_a_file(folder, tmp_path):
     assert np.array_equal(np.load(file), counts)
     np.save(file, counts + 1)
     assert np.array_equal(data.count_pixels(), counts + 1)
+
+    def broken_off(target, array, save=np.save):
+        save(target, array)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(np, 'save', broken_off)
+    other = tmp_path / 'other.npy'
+    with pytest.raises(KeyboardInterrupt):
+        DATASETS.build(pairs(folder, class_counts=str(other))).count_pixels()
+    assert not other.exists()
+    monkeypatch.undo()
     np.save(file, counts[:3])
     with pytest.raises(ValueError, match='remove it'):
         data.count_pixels()
@@ -1050,6 +1172,19 @@ def test_source_without_labels(folder):
         (dict(decode_head=dict(HEAD, aux_classifier=False)), 'aux_classifier=True'),
         (dict(split_after='layer4'), 'split_after must be stem or one of layer1'),
         (dict(split_after='relu'), 'split_after must be'),
+        (
+            dict(backbone=dict(type='MixVisionTransformer', embed_dims=8)),
+            'backbone must be a ResNet.*MixVisionTransformer',
+        ),
+        (
+            dict(
+                decode_head=dict(
+                    type='FCNHead', in_channels=64, in_index=3, channels=8, num_classes=CLASSES
+                )
+            ),
+            'decode_head must be a mmextra.ASPPSumHead, got FCNHead',
+        ),
+        (dict(decode_head=dict(HEAD, num_classes=2, out_channels=1)), 'out_channels is 1 for 2'),
     ],
 )
 def test_bad_options(overrides, message):
@@ -1060,6 +1195,24 @@ def test_bad_options(overrides, message):
 def test_crops_too_small_for_a_discriminator():
     with pytest.raises(ValueError, match='use larger crops'):
         FCDiscriminator(3, 4)(torch.zeros(1, 3, 31, 64))
+
+
+@pytest.mark.parametrize('part', ['feat_discriminator', 'out_discriminator'])
+def test_discriminators_of_other_widths(part):
+    model = build(PHASE1, **{part: dict(D1, in_channels=7)})
+    with pytest.raises(ValueError, match='of 7 channels cannot judge maps of .* in_channels'):
+        model.loss(*batch())
+
+
+@pytest.mark.parametrize('absent', ['full_img', 'geometry', 'soft_label'])
+def test_samples_of_phase_2_without_a_part(absent):
+    model = build(PHASE2, 'DecoupleSelfTraining')
+    meta = dict(full_img=np.zeros((4, 4, 3), np.uint8), geometry={}, soft_label=np.zeros((5, 2, 2)))
+    del meta[absent]
+    inputs, data_samples = batch()
+    data_samples['target'] = [SegDataSample(metainfo=meta) for _ in range(2)]
+    with pytest.raises(ValueError, match=f'target samples lack {absent}: .*meta_keys'):
+        model.loss(dict(inputs, full=images(5)), data_samples)
 
 
 def test_optimizers_have_to_fit():
@@ -1231,7 +1384,7 @@ def test_phase_2_step_by_step():
         torch.testing.assert_close(a, b, msg=lambda m, n=name: n + m)
 
 
-def test_iou_by_class():
+def test_iou_by_class(tmp_path):
     metric = ClassIoUMetric(subsets=dict(mIoU2=['a', 'c']))
     metric.dataset_meta = dict(classes=['a', 'b', 'c', 'd'])
     truth, found = torch.tensor([[0, 0, 1, 2]]), torch.tensor([[0, 1, 1, 1]])
@@ -1239,6 +1392,13 @@ def test_iou_by_class():
     out = metric.evaluate(1)
     assert out['IoU/a'] == 50 and out['IoU/b'] == pytest.approx(33.33) and out['IoU/c'] == 0
     assert 'IoU/d' not in out and out['mIoU2'] == 25 and out['mIoU'] == pytest.approx(27.78)
+    pictures = ClassIoUMetric(format_only=True, output_dir=str(tmp_path / 'masks'))
+    pictures.dataset_meta = metric.dataset_meta
+    sample = dict(pred_sem_seg=dict(data=found), img_path='there/a.jpg')
+    pictures.process({}, [sample])
+    assert pictures.compute_metrics(pictures.results) == {}
+    mask = cv2.imread(str(tmp_path / 'masks/a.png'), cv2.IMREAD_UNCHANGED)
+    assert mask.ravel().tolist() == [0, 1, 1, 1]
     metric.subsets = dict(m=['zebra'])
     metric.process({}, [dict(pred_sem_seg=dict(data=found), gt_sem_seg=dict(data=truth))])
     with pytest.raises(ValueError, match='zebra'):
@@ -1550,6 +1710,19 @@ def test_ablations_are_overrides(options):
         shallow, features = model.eval().domain_features(torch.zeros(1, 3, 64, 64), source=True)
         model.feat_discriminator(model.upsample(shallow, (64, 64)))
     assert features[-1].shape == (1, 2048, 8, 8)
+
+
+def test_one_image_and_several_views_are_tested_at_the_size_of_training():
+    """`inference_model` reads `test_pipeline`, `--tta` `tta_pipeline`; both were those of the full size."""
+    cfg = Config.fromfile(CONFIGS / 'decouplenet_r18-small_camvid-day-to-dusk_demo.py')
+    assert cfg.test_pipeline == cfg.test_dataloader.dataset.pipeline
+    results = dict(
+        img=np.zeros((360, 480, 3), np.uint8), img_shape=(360, 480), ori_shape=(360, 480)
+    )
+    results |= dict(seg_fields=[], img_path='a.png')
+    views = Compose([s for s in cfg.tta_pipeline if s.type != 'LoadImageFromFile'][:1])(results)
+    assert views['img'].shape == (180, 240, 3)
+    assert cfg.tta_pipeline[2].transforms[0][1].scale_factor == 1.0
 
 
 def test_published_numbers():

@@ -93,6 +93,17 @@ def test_options_are_filled_in_for_the_runs_compared_alone(compare, monkeypatch)
     ]
 
 
+def test_figures_of_other_options_are_not_taken(compare, monkeypatch):
+    arguments = ('plain.py', '--seeds', 0, '--cfg-options')
+    run(compare, monkeypatch, *arguments, 'optimizer.lr=1')
+    run(compare, monkeypatch, *arguments, 'optimizer.lr=1')
+    assert len(compare.commands) == 1
+    with pytest.raises(
+        SystemExit, match='plain_seed0 was trained with .*lr=1, not with .*lr=2: name'
+    ):
+        run(compare, monkeypatch, *arguments, 'optimizer.lr=2')
+
+
 def test_bars_have_the_names_given(compare, monkeypatch, capsys):
     arguments = ('plain.py', 'distilled.py', '--seeds', 0, '--out', 'out', '--names')
     run(compare, monkeypatch, *arguments, 'student alone', 'LD')

@@ -311,6 +311,11 @@ def test_every_host(train, test, data, tmp_path, config, checkpoint, metric, ima
     if config is SEGMENTATION:
         test('config.py', '--out', 'masks', *common)
         assert list(Path('masks').glob('*.png'))
+        Path('config.py').write_text(
+            config.format(root=ROOT / 'configs') + "test_evaluator = [dict(type='IoUMetric')]\n"
+        )
+        test('config.py', '--out', 'masks_of_one_in_a_list', *common)
+        assert list(Path('masks_of_one_in_a_list').glob('*.png'))
 
 
 # Several processes

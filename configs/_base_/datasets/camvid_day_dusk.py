@@ -6,6 +6,29 @@ crop = dict(
     type='mmextra.TrackedRandomSizedCrop', width=240, ratio_range=(0.75, 1.5), crop_size=(128, 160)
 )
 half = dict(type='Resize', scale=(240, 180), keep_ratio=False)
+# Where one image is tested, or several views of it: at half size, too.
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    half,
+    dict(type='LoadAnnotations'),
+    dict(type='PackSegInputs'),
+]
+tta_pipeline = [
+    dict(type='LoadImageFromFile'),
+    half,
+    dict(
+        type='TestTimeAug',
+        transforms=[
+            [dict(type='Resize', scale_factor=r, keep_ratio=True) for r in (0.75, 1.0, 1.25)],
+            [
+                dict(type='RandomFlip', prob=0.0, direction='horizontal'),
+                dict(type='RandomFlip', prob=1.0, direction='horizontal'),
+            ],
+            [dict(type='LoadAnnotations')],
+            [dict(type='PackSegInputs')],
+        ],
+    ),
+]
 source = dict(
     type='mmextra.PrefixSegDataset',
     prefixes=['0006R0_', '0016E5_'],
@@ -50,12 +73,7 @@ val_dataloader = dict(
         data_prefix=dict(img_path='img_dir/test', seg_map_path='ann_dir/test'),
         metainfo={{_base_.metainfo}},
         test_mode=True,
-        pipeline=[
-            dict(type='LoadImageFromFile'),
-            half,
-            dict(type='LoadAnnotations'),
-            dict(type='PackSegInputs'),
-        ],
+        pipeline=test_pipeline,
     ),
 )
 test_dataloader = val_dataloader

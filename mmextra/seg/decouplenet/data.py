@@ -1,5 +1,6 @@
 """Labelled source and unlabelled target images, side by side."""
 
+import io
 import logging
 import random as python_random
 from contextlib import contextmanager, nullcontext
@@ -19,6 +20,7 @@ from mmseg.registry import DATASETS as MMSEG_DATASETS
 from torch.utils.data import Dataset, Sampler
 
 from mmextra.engine.arrays import read_arrays
+from mmextra.engine.atomic_checkpoint import write_atomically
 from mmextra.registry import DATA_SAMPLERS, DATASETS, MODELS
 
 IGNORED = 255
@@ -305,7 +307,9 @@ class DomainPairDataset(Dataset):
     @master_only
     def _save(file: Path, counts: np.ndarray) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
-        np.save(file, counts)
+        content = io.BytesIO()
+        np.save(content, counts)
+        write_atomically(content.getvalue(), file)
         print_log(f'wrote {file}', 'current', logging.INFO)
 
 

@@ -90,8 +90,10 @@ class ClassIoUMetric(IoUMetric):
         self.subsets = subsets or {}
 
     def compute_metrics(self, results: list) -> Dict[str, float]:
-        """Those of the host; ``IoU/CLASS`` in percent for each class that occurs; the means."""
+        """Those of the host; ``IoU/CLASS`` in percent for each class that occurs; the means. ``format_only``: none."""
         metrics = super().compute_metrics(results)
+        if self.format_only:
+            return metrics
         classes = self.dataset_meta['classes']
         intersection, union = (sum(r[i] for r in results).double() for i in (0, 1))
         by_class = dict(zip(classes, (100 * intersection / union).tolist()))

@@ -7,7 +7,7 @@ from mmengine.model import BaseModule
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from torch import Tensor, nn
 
-from mmextra.engine.checkpoint import StateDict, register_layout
+from mmextra.engine.checkpoint import StateDict, is_checkpoint_init, register_layout
 from mmextra.registry import MODELS
 
 # The authors' names of the parts of the network, and ours.
@@ -95,9 +95,10 @@ class ASPPSumHead(BaseDecodeHead):
                 state[aux] = state[main].clone()
 
     def init_weights(self) -> None:
-        """Initialise, both classifiers alike."""
+        """Initialise, both classifiers alike, unless a checkpoint holds them."""
+        fresh = not (self.is_init or is_checkpoint_init(self.init_cfg))
         super().init_weights()
-        if self.conv_aux is not None:
+        if fresh and self.conv_aux is not None:
             self.conv_aux.load_state_dict(self.conv_seg.state_dict())
 
     def forward_hidden(self, inputs: Sequence[Tensor]) -> Tensor:
@@ -139,8 +140,13 @@ class FCDiscriminator(BaseModule):
         """Maps (B, in_channels, H, W) to scores (B, 1, H // 32, W // 32), without activation.
 
         Raises:
-            ValueError: If the maps are smaller than 32 x 32.
+            ValueError: If the maps are smaller than 32 x 32, or of other channels.
         """
+        if x.shape[1] != self.conv1.in_channels:
+            raise ValueError(
+                f'a discriminator of {self.conv1.in_channels} channels cannot judge maps of {x.shape[1]}: set its '
+                'in_channels, for probabilities to the number of classes'
+            )
         if min(x.shape[-2:]) < 32:
             raise ValueError(
                 f'a discriminator halves its input five times and needs at least 32x32, got '

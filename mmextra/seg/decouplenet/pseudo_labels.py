@@ -8,6 +8,11 @@ from mmengine.dist import all_reduce
 from torch import Tensor, nn
 
 
+def precise(tensor: Tensor) -> Tensor:
+    """A tensor of half precision as float32; any other as it is."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
 def keep_threshold(values: Tensor, keep: float) -> Tensor:
     """The confidence that the most confident part of the values reaches: entry ``int(keep * n)``, from the top.
 
@@ -44,7 +49,7 @@ def masked_cross_entropy(logits: Tensor, labels: Tensor, ignore_index: int) -> T
         labels (Tensor): (B, H, W), int64.
         ignore_index (int): Label of the pixels without one.
     """
-    total = F.cross_entropy(logits.float(), labels, ignore_index=ignore_index, reduction='sum')
+    total = F.cross_entropy(precise(logits), labels, ignore_index=ignore_index, reduction='sum')
     return total / (labels != ignore_index).sum().clamp(min=1)
 
 
@@ -113,9 +118,7 @@ class ConfidenceBank(nn.Module):
         self.thresholds.copy_(state[f'{prefix}thresholds'])
 
 
-def axis_map(
-    sizes: Sequence[int], start: int, length: int, flip: bool, device: torch.device
-) -> Tensor:
+def axis_map(sizes: Sequence[int], start: int, length: int, flip: bool, like: Tensor) -> Tensor:
     """Resizing, cropping and flipping along one axis, as a matrix.
 
     Bilinear resizing is linear and separable, so any chain of resizes, the crop and the flip together are one
@@ -125,12 +128,12 @@ def axis_map(
         sizes (Sequence[int]): Length of the axis before and after each resize (corners aligned).
         start, length (int): The crop, after the last resize.
         flip (bool): Whether the crop is mirrored.
-        device (torch.device): Where the matrix is made.
+        like (Tensor): Whose device and dtype the matrix has.
 
     Returns:
         Tensor: (sizes[0], length).
     """
-    matrix = torch.eye(sizes[0], device=device)[None]
+    matrix = torch.eye(sizes[0], device=like.device, dtype=like.dtype)[None]
     for size in sizes[1:]:
         matrix = F.interpolate(matrix, size=size, mode='linear', align_corners=True)
     matrix = matrix[0, :, start : start + length]
@@ -147,17 +150,18 @@ def follow_geometry(maps: Tensor, geometry: dict, via: Optional[Tuple[int, int]]
         via (tuple, optional): Size (height, width) that the maps take first. Defaults to None.
 
     Returns:
-        Tensor: (C, height, width) of the crop, float32.
+        Tensor: (C, height, width) of the crop, float32 or the maps' float64.
     """
+    maps = precise(maps)
     rows, columns = (
         axis_map(
             (maps.shape[1 + axis], *((via[axis],) if via else ()), geometry['size'][axis]),
             geometry['offset'][axis],
             geometry['shape'][axis],
             geometry['flip'] and axis == 1,
-            maps.device,
+            maps,
         )
         for axis in (0, 1)
     )
     with torch.autocast(maps.device.type, enabled=False):
-        return rows.T @ (maps.float() @ columns)
+        return rows.T @ (maps @ columns)

@@ -18,7 +18,7 @@ from mmseg.registry import MODELS as MMSEG_MODELS
 from mmseg.utils import SampleList, add_prefix
 from torch import Tensor, nn
 
-from mmextra.engine.checkpoint import StateDict
+from mmextra.engine.checkpoint import StateDict, is_checkpoint_init
 from mmextra.registry import MODELS
 from mmextra.seg.decouplenet.optim import accumulate, finish
 from mmextra.seg.decouplenet.pseudo_labels import (
@@ -26,6 +26,7 @@ from mmextra.seg.decouplenet.pseudo_labels import (
     confident_labels,
     follow_geometry,
     masked_cross_entropy,
+    precise,
 )
 
 Losses = Dict[str, Tensor]
@@ -34,7 +35,7 @@ SOURCE, TARGET = 0.0, 1.0  # how the discriminators are asked to call the domain
 
 def domain_loss(scores: Tensor, domain: float) -> Tensor:
     """Least-squares adversarial loss: mean square distance of the scores from a domain's number."""
-    return (scores.float() - domain).square().mean()
+    return (precise(scores) - domain).square().mean()
 
 
 class StepwiseSegmentor(EncoderDecoder):
@@ -43,7 +44,21 @@ class StepwiseSegmentor(EncoderDecoder):
     Subclasses write the iteration as :meth:`steps`. Automatic mixed precision and gradient accumulation are the
     optimizer wrappers', as usual; under several processes the runner needs
     ``model_wrapper_cfg=dict(type='mmextra.StepwiseDataParallel')``.
+
+    Args:
+        **kwargs: Arguments of mmseg's ``EncoderDecoder``.
+
+    Raises:
+        ValueError: If the head has no channel of its own for each class.
     """
+
+    def __init__(self, **kwargs) -> None:
+        super().__init__(**kwargs)
+        if self.out_channels != self.num_classes:
+            raise ValueError(
+                f'{type(self).__name__} compares the probabilities of classes, each of which needs a channel: '
+                f'decode_head.out_channels is {self.out_channels} for {self.num_classes} classes, leave it out'
+            )
 
     @abstractmethod
     def steps(
@@ -177,6 +192,14 @@ class DecoupleNet(StepwiseSegmentor):
         options = {**self.DEFAULTS, **(adapt_cfg or {})}
         if options['temperature'] <= 0:
             raise ValueError(f'temperature must be positive, got {options["temperature"]}')
+        if not hasattr(self.backbone, 'res_layers'):
+            raise ValueError(
+                f'backbone must be a ResNet, which can be split after a stage; got {type(self.backbone).__name__}'
+            )
+        if not hasattr(self.decode_head, 'forward_hidden'):
+            raise ValueError(
+                f'decode_head must be a mmextra.ASPPSumHead, got {type(self.decode_head).__name__}'
+            )
         self.temperature = options['temperature']
         self.adv_src, self.adv_tgt, self.st = (options[k] for k in ('adv_src', 'adv_tgt', 'st'))
         for weight, name, part in (
@@ -226,9 +249,10 @@ class DecoupleNet(StepwiseSegmentor):
                 state[f'{prefix}source_shallow.{key}'] = state[f'{prefix}backbone.{key}'].clone()
 
     def init_weights(self) -> None:
-        """Initialise, both copies of the shallow layers alike."""
+        """Initialise, both copies of the shallow layers alike, unless a checkpoint holds them."""
+        fresh = not (self.is_init or is_checkpoint_init(self.init_cfg))
         super().init_weights()
-        if self.source_shallow is not None:
+        if fresh and self.source_shallow is not None:
             shared = self.backbone.state_dict()
             self.source_shallow.load_state_dict(
                 {k: shared[k] for k in self.source_shallow.state_dict()}
@@ -261,7 +285,7 @@ class DecoupleNet(StepwiseSegmentor):
                 shallow = x
             if name in self.backbone.res_layers:
                 outs.append(x)
-        outs = [outs[i] for i in self.backbone.out_indices]
+        outs = [out for i, out in enumerate(outs) if i in self.backbone.out_indices]
         return shallow, self.neck(outs) if self.with_neck else outs
 
     def source_losses(self, shallow: Tensor, logits: Tensor, data_samples: SampleList) -> Losses:
@@ -320,17 +344,21 @@ class DecoupleNet(StepwiseSegmentor):
             tuple: Labels (B, h, w), and figures for the log: the part of the pixels that is kept, the mean
             confidence, the number of classes that are predicted, the mean threshold over these.
         """
-        confidence, classes = logits.float().softmax(1).max(1)
-        everywhere = torch.ones_like(classes, dtype=torch.bool)
-        valid = everywhere if valid is None else valid.to(logits.device)
-        thresholds = self.bank.update(confidence[valid], classes[valid])
+        confidence, classes = precise(logits).softmax(1).max(1)
+        if valid is None:
+            seen = confidence.flatten(), classes.flatten()
+        else:
+            valid = valid.to(logits.device)
+            seen = confidence[valid], classes[valid]
+        thresholds = self.bank.update(*seen)
         ignore_index = self.decode_head.ignore_index
         labels = confident_labels(confidence, classes, thresholds, ignore_index)
-        labels = labels.masked_fill(~valid, ignore_index)
-        found = classes[valid].unique()
+        if valid is not None:
+            labels = labels.masked_fill(~valid, ignore_index)
+        found = seen[1].unique()
         return labels, dict(
-            pseudo_kept=(labels != ignore_index).sum() / valid.sum().clamp(min=1),
-            pseudo_confidence=confidence[valid].mean(),
+            pseudo_kept=(labels != ignore_index).sum() / max(len(seen[0]), 1),
+            pseudo_confidence=seen[0].mean(),
             pseudo_classes=torch.tensor(float(len(found))),
             pseudo_threshold=thresholds[found].mean(),
         )
@@ -371,14 +399,17 @@ class DecoupleNet(StepwiseSegmentor):
     @contextmanager
     def frozen_discriminators(self) -> Iterator[None]:
         """Graphs that are built inside lead through the discriminators, but not to their parameters."""
-        found = [d for d in (self.feat_discriminator, self.out_discriminator) if d is not None]
+        discriminators = (self.feat_discriminator, self.out_discriminator)
+        learning = [
+            p for d in discriminators if d is not None for p in d.parameters() if p.requires_grad
+        ]
         try:
-            for discriminator in found:
-                discriminator.requires_grad_(False)
+            for parameter in learning:
+                parameter.requires_grad_(False)
             yield
         finally:
-            for discriminator in found:
-                discriminator.requires_grad_(True)
+            for parameter in learning:
+                parameter.requires_grad_(True)
 
     def source_pass(self, images: Tensor, data_samples: SampleList) -> Tuple[Losses, 'Seen']:
         """The losses of source images, and what the discriminators will need of them."""
@@ -386,6 +417,8 @@ class DecoupleNet(StepwiseSegmentor):
             shallow, features = self.domain_features(images, source=True)
             logits = self.decode_head(features)
             losses = self.source_losses(shallow, logits, data_samples)
+            if self.with_auxiliary_head:
+                losses.update(self._auxiliary_head_forward_train(features, data_samples))
         return losses, Seen(shallow.detach(), logits.detach(), images.shape[-2:])
 
     def target_pass(self, images: Tensor, data_samples: SampleList) -> Tuple[Losses, 'Seen']:
@@ -551,7 +584,7 @@ class DecoupleSelfTraining(StepwiseSegmentor):
         Returns:
             list: For each image (num_classes, height, width) of its crop.
         """
-        probabilities = self.upsample(logits.float(), size).softmax(1)
+        probabilities = self.upsample(precise(logits), size).softmax(1)
         return [follow_geometry(p, g) for p, g in zip(probabilities, geometries)]
 
     @torch.no_grad()
@@ -588,9 +621,9 @@ class DecoupleSelfTraining(StepwiseSegmentor):
             tuple: Labels (B, H, W), and figures for the log.
         """
         ignore_index, labels, confidences = self.decode_head.ignore_index, [], []
+        thresholds = self.thresholds.to(online[0])
         for p, q in zip(online, stored):
             confidence, classes = ((p + q) / 2).max(0)
-            thresholds = self.thresholds.to(confidence)
             own = confident_labels(confidence, classes, thresholds, ignore_index)
             beyond = (0, size[1] - own.shape[1], 0, size[0] - own.shape[0])
             labels.append(F.pad(own, beyond, value=ignore_index))
@@ -611,17 +644,22 @@ class DecoupleSelfTraining(StepwiseSegmentor):
         Raises:
             ValueError: If the target's samples lack what the pipeline has to keep.
         """
-        if 'full' not in inputs:
+        targets, size = data_samples['target'], inputs['target'].shape[-2:]
+        needed = ('full_img', 'geometry', 'soft_label')
+        absent = [k for k in needed if not all(k in sample.metainfo for sample in targets)]
+        if absent:
             raise ValueError(
-                'target samples need full_img, geometry and soft_label: use mmextra.LoadSoftLabel and '
-                'mmextra.TrackedRandomSizedCrop(keep_image=True), and name the three in meta_keys of PackSegInputs'
+                f'target samples lack {", ".join(absent)}: use mmextra.LoadSoftLabel and '
+                'mmextra.TrackedRandomSizedCrop(keep_image=True), and name full_img, geometry and soft_label in '
+                'meta_keys of PackSegInputs'
             )
         yield 'generator', EncoderDecoder.loss(self, inputs['source'], data_samples['source'])
-        targets, size = data_samples['target'], inputs['target'].shape[-2:]
         geometries = [sample.metainfo['geometry'] for sample in targets]
         with torch.no_grad():
             # In training mode: the whole images enter the running statistics, as published.
             whole = self._forward(inputs['full'])
+        # Some versions of torch would hand the next pass weights that were cast without a graph.
+        torch.clear_autocast_cache()
         online = self.whole_predictions(whole, geometries, size)
         stored = self.stored_predictions(targets, whole.device)
         labels, figures = self.combine(online, stored, size)
