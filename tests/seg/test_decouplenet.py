@@ -442,7 +442,7 @@ def test_frozen_discriminators_stay_frozen():
 
 
 def test_auxiliary_head_learns_from_the_source():
-    """As in the host; it was given no loss in phase 1 before, without a word."""
+    """As in the host, where its loss comes beside that of the head."""
     head = dict(type='FCNHead', in_channels=32, in_index=2, channels=8, num_classes=CLASSES)
     head.update(num_convs=1, concat_input=False, dropout_ratio=0.0)
     loss = dict(type='CrossEntropyLoss', loss_weight=0.4)
@@ -1713,7 +1713,7 @@ def test_ablations_are_overrides(options):
 
 
 def test_one_image_and_several_views_are_tested_at_the_size_of_training():
-    """`inference_model` reads `test_pipeline`, `--tta` `tta_pipeline`; both were those of the full size."""
+    """`inference_model` reads `test_pipeline`, `--tta` `tta_pipeline`."""
     cfg = Config.fromfile(CONFIGS / 'decouplenet_r18-small_camvid-day-to-dusk_demo.py')
     assert cfg.test_pipeline == cfg.test_dataloader.dataset.pipeline
     results = dict(
