@@ -16,6 +16,7 @@ from mmengine.config import ConfigDict
 from mmengine.registry import MODELS as ROOT_MODELS
 from mmengine.structures import InstanceData
 from torch import nn
+from training import assert_equal_weights
 
 from mmextra.det.o2detr import (
     DepthwiseSeparableConv,
@@ -782,6 +783,17 @@ def test_initial_weights():
         assert std == pytest.approx((2 / (9 * C)) ** 0.5, rel=0.3)  # not Xavier's
     with_pos = detector(encoder=dict(num_layers=1, layer_cfg=dict(LAYER, with_pos=True)))
     assert with_pos.level_embed.requires_grad and 'level_embed' in with_pos.state_dict()
+
+
+def test_loaded_weights_are_not_drawn_anew(tmp_path):
+    trained = shaken(detector(refine=True))
+    torch.save(dict(state_dict=trained.state_dict()), tmp_path / 'trained.pth')
+    source = dict(type='Pretrained', checkpoint=str(tmp_path / 'trained.pth'))
+    loaded = detector(refine=True, init_cfg=source)
+    assert_equal_weights(loaded.state_dict(), trained.state_dict())
+    head = O2DETRRefineHead(**REFINE, init_cfg=dict(source, prefix='refine_head.'))
+    head.init_weights()
+    assert_equal_weights(head.state_dict(), trained.refine_head.state_dict())
 
 
 def test_a_trained_o2detr_starts_the_cascade():

@@ -104,12 +104,15 @@ class O2DETR(DeformableDETR):
             self.register_buffer('level_embed', level_embed, persistent=False)
 
     def init_weights(self) -> None:
-        """As stock Deformable DETR, but the encoder's convolutions keep their own initialisation."""
+        """As stock Deformable DETR, but the encoder's convolutions keep their own initialisation, and
+        weights that ``init_cfg`` loads are left as they are."""
+        if is_checkpoint_init(self.init_cfg):
+            super(DeformableDETR, self).init_weights()  # its own would draw the transformer anew
+            return
         super().init_weights()
-        if not is_checkpoint_init(self.init_cfg):
-            for module in self.encoder.modules():
-                if isinstance(module, DepthwiseSeparableConv):
-                    module.init_weights()
+        for module in self.encoder.modules():
+            if isinstance(module, DepthwiseSeparableConv):
+                module.init_weights()
 
     def loss(self, batch_inputs: Tensor, batch_data_samples: SampleList) -> Dict[str, Tensor]:
         """Losses of all decoder layers and, for F-O2DETR, of the cascaded head.
