@@ -421,6 +421,18 @@ def test_predictions_of_the_head():
             assert (overlaps <= 0.1 + 1e-3).all()
 
 
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_predictions_of_the_head_in_half_precision(dtype):
+    """What the head gets under autocast: the boxes of the same numbers in float32."""
+    head, outputs = head_and_outputs()
+    half = [[m.to(dtype) for m in part] for part in outputs]
+    exact = [[m.float() for m in part] for part in half]
+    found, expected = (head.predict_by_feat(*o, batch_img_metas=[META])[0] for o in (half, exact))
+    assert len(found) > 0 and found.scores.dtype == found.bboxes.tensor.dtype == torch.float32
+    torch.testing.assert_close(found.bboxes.tensor, expected.bboxes.tensor)
+    torch.testing.assert_close(found.scores, expected.scores)
+
+
 def test_bad_input_of_the_head():
     with pytest.raises(ValueError, match='angle_range must be'):
         MODELS.build(dict(HEAD, type='OrientedGFLHead', angle_range=(2.0, -5.0)))
