@@ -805,6 +805,14 @@ def test_a_trained_o2detr_starts_the_cascade():
 def test_detector_says_what_is_wrong():
     with pytest.raises(ValueError, match='as_two_stage=False'):
         detector(as_two_stage=True)
+    for part, message in (
+        (dict(strides=(8, 16)), 'strides must be 4, one for each level .*, got 2 strides'),
+        (dict(embed_dims=2 * C), f'embed_dims must be {C}, .*, got {2 * C}'),
+        (dict(num_classes=9), f'num_classes must be {CLASSES}, .*, got 9'),
+    ):
+        refine = {**REFINE, **part, 'type': 'mmextra.O2DETRRefineHead'}
+        with pytest.raises(ValueError, match=f'refine_head.{message}'):
+            detector(refine_head=refine)
     encoding = dict(num_feats=C, normalize=True)
     with pytest.raises(ValueError, match=f'num_feats must be {C // 2}'):
         detector(positional_encoding=encoding)

@@ -173,6 +173,17 @@ def test_absent_folders_and_images(dota, tmp_path):
         )
 
 
+def test_a_prefix_of_other_data_sets_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"must be dict\(img_path=FOLDER\), got {'img': "):
+        DATASETS.build(
+            dict(
+                type='OrientedDOTADataset',
+                data_root=str(tmp_path),
+                data_prefix=dict(img='images/'),
+            )
+        )
+
+
 def pipeline(*steps, size=(96, 64)):
     return [
         dict(type='mmdet.LoadImageFromFile'),
@@ -300,6 +311,8 @@ def test_polygons_become_oriented_boxes(caplog):
     assert 'gt_masks' not in results and repr(convert) == 'PolygonToOriented()'
     assert np.allclose(boxes[0], [30, 20, 20, 6, 0.5], atol=1e-2)
     assert np.allclose(boxes[1, :4], [7, 5, 4, 1]) and '1 objects thinner than a pixel' in text
+    _, text = warnings_of(caplog, lambda: convert(dict(gt_masks=masks)))
+    assert text.count('thinner') == 1, 'said once, not for every image of every epoch'
     with pytest.raises(KeyError, match='with_mask=True'):
         convert(dict(gt_bboxes=np.zeros((2, 4))))
 
@@ -498,6 +511,8 @@ def test_bad_options_of_the_metric(options, message):
 def test_bad_input_of_the_metric():
     with pytest.raises(ValueError, match='no objects to compare with'):
         evaluated([sample_of('P1', random_boxes(2))])
+    with pytest.raises(ValueError, match="boxes of five numbers, got 4: .*box_type='obox'"):
+        evaluated([sample_of('P1', random_boxes(2), random_boxes(1)[:, :4])])
     with pytest.raises(ValueError, match="ID__SIZE__X___Y.*got 'P1'"):
         evaluated([sample_of('P1', random_boxes(2), random_boxes(1))], merge_patches=True)
 
