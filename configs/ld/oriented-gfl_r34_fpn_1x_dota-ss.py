@@ -13,6 +13,15 @@ model = dict(
 
 # The 1x schedule of mmrotate, on one device with two images.
 optim_wrapper = dict(optimizer=dict(lr=0.0025), clip_grad=dict(max_norm=35, norm_type=2))
+param_scheduler = [
+    dict(type='LinearLR', start_factor=1 / 3, by_epoch=False, begin=0, end=500),
+    dict(type='MultiStepLR', begin=0, end=12, by_epoch=True, milestones=[8, 11], gamma=0.1),
+]
 auto_scale_lr = dict(enable=False, base_batch_size=2)
 visualizer = dict(type='mmextra.OrientedLocalVisualizer')
+# `tools/test.py --tta`
+tta_model = dict(
+    type='mmextra.OrientedTTAModel',
+    tta_cfg=dict(nms=dict(type='nms_rotated', iou_threshold=0.1), max_per_img=2000),
+)
 test_evaluator = dict(outfile_prefix='work_dirs/oriented-gfl_r34_fpn_1x_dota-ss/Task1')

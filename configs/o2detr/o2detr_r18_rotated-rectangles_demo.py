@@ -25,3 +25,9 @@ auto_scale_lr = dict(enable=False, base_batch_size=16)
 default_hooks = dict(
     logger=dict(interval=10), checkpoint=dict(interval=15, published_keys=['meta', 'state_dict'])
 )
+visualizer = dict(type='mmextra.OrientedLocalVisualizer')
+# `tools/test.py --tta`
+tta_model = dict(
+    type='mmextra.OrientedTTAModel',
+    tta_cfg=dict(nms=dict(type='nms_rotated', iou_threshold=0.1), max_per_img=20),
+)

@@ -96,3 +96,9 @@ test_evaluator = dict(
     outfile_prefix='work_dirs/o2detr_r50_16xb2-50e_dota-ss/Task1',
 )
 train_cfg = dict(val_interval=10)
+visualizer = dict(type='mmextra.OrientedLocalVisualizer')
+# `tools/test.py --tta`
+tta_model = dict(
+    type='mmextra.OrientedTTAModel',
+    tta_cfg=dict(nms=dict(type='nms_rotated', iou_threshold=0.1), max_per_img=500),
+)

@@ -7,7 +7,7 @@ its centre.
 
 import functools
 import math
-from typing import Callable, Optional, Tuple
+from typing import List, Tuple
 
 import torch
 from torch import Tensor
@@ -18,6 +18,12 @@ ANGLE_DIFFERENCES = ('periodic', 'plain')
 GAUSSIAN_DISTANCES = ('gwd', 'kld')
 # How far apart two borders count as one, relative to the longest side of a pair of boxes.
 BORDER_MARGIN = 1e-9
+
+
+def at_least_float32(*tensors: Tensor) -> List[Tensor]:
+    """The tensors in their common type: half precision would leave coordinates a pixel apart."""
+    dtype = functools.reduce(torch.promote_types, (t.dtype for t in tensors), torch.float32)
+    return [t.to(dtype) for t in tensors]
 
 
 def unit_axes(boxes: Tensor) -> Tuple[Tensor, Tensor]:
@@ -111,56 +117,33 @@ def points_in_boxes(points: Tensor, boxes: Tensor, margin: float = 0.0) -> Tenso
 # Intersection over union
 
 
-def rotated_iou(pred: Tensor, target: Tensor) -> Tensor:
+def rotated_iou(pred: Tensor, target: Tensor, mode: str = 'iou') -> Tensor:
     """IoU of pairs of boxes, differentiable in all ten numbers.
 
-    On CUDA this is mmcv's operator where mmcv has it, everywhere else plain torch.
+    In plain torch on any device, and exact to float32 also for boxes that are nearly equal. mmcv's
+    operator for CUDA, ``diff_iou_rotated_2d``, is not: it loses corners that two boxes have in
+    common once coordinates reach hundreds of pixels, and under autocast turns corners in half
+    precision.
 
     Args:
         pred (Tensor): Boxes, (..., 5).
         target (Tensor): Boxes, of a shape that broadcasts with it.
+        mode (str): ``'iou'``, or ``'iof'``: the intersection over the area of ``pred``. Defaults to
+            ``'iou'``.
 
     Returns:
         Tensor: (...) in [0, 1], at least float32; 0, with gradient 0, where boxes do not meet.
     """
-    fused = fused_rotated_iou() if pred.is_cuda else None
-    if fused is None:
-        return plain_rotated_iou(pred, target)
-    pred, target = torch.broadcast_tensors(pred, target)
-    flat = (b.float().reshape(1, -1, 5) for b in (pred, target))
-    return fused(*flat).reshape(pred.shape[:-1]) if pred.numel() else pred.sum(-1)
-
-
-@functools.cache
-def fused_rotated_iou() -> Optional[Callable[[Tensor, Tensor], Tensor]]:
-    """mmcv's differentiable IoU of (B, N, 5) pairs, which has a CUDA kernel only; None without it."""
-    try:
-        from mmcv.ops import diff_iou_rotated_2d, get_compiling_cuda_version
-    except ImportError:
-        return None
-    return None if get_compiling_cuda_version() == 'not available' else diff_iou_rotated_2d
-
-
-def plain_rotated_iou(pred: Tensor, target: Tensor, mode: str = 'iou') -> Tensor:
-    """:func:`rotated_iou` in plain torch, on any device; exact to float32 also for boxes that are
-    nearly equal.
-
-    Args:
-        pred, target (Tensor): As there.
-        mode (str): ``'iou'``, or ``'iof'``: the intersection over the area of ``pred``. Defaults to
-            ``'iou'``.
-    """
     if mode not in ('iou', 'iof'):
         raise ValueError(f"the mode of overlaps is 'iou' or 'iof', got {mode!r}")
-    pred, target = torch.broadcast_tensors(pred, target)
-    dtype = torch.promote_types(torch.promote_types(pred.dtype, target.dtype), torch.float32)
+    pred, target = torch.broadcast_tensors(*at_least_float32(pred, target))
     shape = pred.shape[:-1]
-    pred, target = (b.to(dtype).reshape(-1, 5) for b in (pred, target))
+    pred, target = pred.reshape(-1, 5), target.reshape(-1, 5)
     intersection = intersection_area(pred, target)
     area = pred[:, 2] * pred[:, 3]
     if mode == 'iou':
         area = area + target[:, 2] * target[:, 3] - intersection
-    return (intersection / area.clamp(min=torch.finfo(dtype).tiny)).clamp(0, 1).reshape(shape)
+    return (intersection / area.clamp(min=torch.finfo(area.dtype).tiny)).clamp(0, 1).reshape(shape)
 
 
 def intersection_area(pred: Tensor, target: Tensor) -> Tensor:
@@ -299,15 +282,14 @@ def gaussian_distance(
     """
     if kind not in GAUSSIAN_DISTANCES:
         raise ValueError(f'Gaussian distance must be one of {GAUSSIAN_DISTANCES}, got {kind!r}')
-    dtype = torch.promote_types(pred.dtype, torch.float32)
-    pred, target = pred.to(dtype), target.to(dtype)
+    pred, target = at_least_float32(pred, target)
     (mean, cov), (other_mean, other_cov) = oriented_gaussians(pred), oriented_gaussians(target)
     offset = mean - other_mean
     # The determinants from the sides: exact also for long thin boxes.
     root = (pred[..., 2:4].prod(-1) / 4).clamp(min=1e-7)  # sqrt(det)
     other_root = (target[..., 2:4].prod(-1) / 4).clamp(min=1e-7)
     if kind == 'gwd':
-        common = root * other_root
+        common = (root * other_root).clamp(min=1e-7**0.5)
         product = (cov * other_cov).sum((-1, -2))  # trace of the product: both are symmetric
         shape = trace(cov) + trace(other_cov)
         shape = shape - 2 * (product + 2 * common).clamp(min=1e-7).sqrt()

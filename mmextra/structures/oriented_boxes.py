@@ -5,7 +5,7 @@ lives beside mmdet's ``'hbox'`` and does not touch ``'rbox'`` and ``'qbox'``, wh
 mmrotate; conventions are those of mmrotate 1.x.
 """
 
-from typing import Iterator, Optional, Sequence, Tuple, Union
+from typing import Iterator, Sequence, Tuple, Union
 
 import cv2
 import numpy as np
@@ -22,9 +22,9 @@ from torch import Tensor
 from mmextra.ops.rotated import (
     enclosing_boxes,
     oriented_corners,
-    plain_rotated_iou,
     points_in_boxes,
     regularize_boxes,
+    rotated_iou,
 )
 
 DIRECTIONS = ('horizontal', 'vertical', 'diagonal')
@@ -245,14 +245,12 @@ def horizontal_to_oriented(boxes: Tensor) -> Tensor:
 def quads_to_boxes(
     quads: Union[Tensor, np.ndarray, Sequence],
     pattern: str = 'le90',
-    min_size: Optional[float] = None,
 ) -> Tensor:
     """The smallest rectangles around quadrilaterals.
 
     Args:
         quads (Tensor | np.ndarray | Sequence): Four corners each, (..., 8), in any order.
         pattern (str): Range of the angles. Defaults to ``'le90'``.
-        min_size (float, optional): Smallest side in pixels, for quadrilaterals without an area.
 
     Returns:
         Tensor: Boxes (..., 5), on the device of the quadrilaterals.
@@ -263,8 +261,6 @@ def quads_to_boxes(
     dtype = quads.dtype if quads.is_floating_point() else torch.float32
     points = quads.detach().cpu().float().numpy().reshape(-1, 4, 2)
     boxes = torch.from_numpy(_rows([smallest_box(p) for p in points], 5))
-    if min_size is not None:
-        boxes[:, 2:4].clamp_(min=min_size)
     # OpenCV changed its range of angles in 4.5.1: only this makes results the same everywhere.
     boxes = regularize_boxes(boxes, pattern)
     return boxes.to(quads.device, dtype).reshape(*quads.shape[:-1], 5)
@@ -311,10 +307,10 @@ def oriented_overlaps(
     if is_aligned:
         if len(boxes1) != len(boxes2):
             raise ValueError(f'{len(boxes1)} boxes cannot be aligned with {len(boxes2)} boxes')
-        return plain_rotated_iou(boxes1, boxes2, mode)
+        return rotated_iou(boxes1, boxes2, mode)
     result = boxes1.new_zeros(len(boxes1), len(boxes2))
     for row, col in near_pairs(enclosing_boxes(boxes1), enclosing_boxes(boxes2)):
-        result[row, col] = plain_rotated_iou(boxes1[row], boxes2[col], mode)
+        result[row, col] = rotated_iou(boxes1[row], boxes2[col], mode)
     return result
 
 
@@ -332,9 +328,7 @@ def oriented_nms(boxes: Tensor, scores: Tensor, iou_thr: float) -> Tensor:
     for row, col in near_pairs(hulls, hulls):
         later = col > row
         row, col = row[later], col[later]
-        found.append(
-            torch.stack([row, col])[:, plain_rotated_iou(boxes[row], boxes[col]) > iou_thr]
-        )
+        found.append(torch.stack([row, col])[:, rotated_iou(boxes[row], boxes[col]) > iou_thr])
     rows, cols = torch.cat(found, 1).cpu().numpy()
     # Pairs are sorted by their surer box.
     for start, end in zip(*(np.searchsorted(rows, np.unique(rows), s) for s in ('left', 'right'))):

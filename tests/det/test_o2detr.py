@@ -16,6 +16,7 @@ from mmengine.config import ConfigDict
 from mmengine.registry import MODELS as ROOT_MODELS
 from mmengine.structures import InstanceData
 from torch import nn
+from training import assert_equal_weights
 
 from mmextra.det.o2detr import (
     DepthwiseSeparableConv,
@@ -784,6 +785,17 @@ def test_initial_weights():
     assert with_pos.level_embed.requires_grad and 'level_embed' in with_pos.state_dict()
 
 
+def test_loaded_weights_are_not_drawn_anew(tmp_path):
+    trained = shaken(detector(refine=True))
+    torch.save(dict(state_dict=trained.state_dict()), tmp_path / 'trained.pth')
+    source = dict(type='Pretrained', checkpoint=str(tmp_path / 'trained.pth'))
+    loaded = detector(refine=True, init_cfg=source)
+    assert_equal_weights(loaded.state_dict(), trained.state_dict())
+    head = O2DETRRefineHead(**REFINE, init_cfg=dict(source, prefix='refine_head.'))
+    head.init_weights()
+    assert_equal_weights(head.state_dict(), trained.refine_head.state_dict())
+
+
 def test_a_trained_o2detr_starts_the_cascade():
     plain, cascade = detector(), detector(refine=True)
     missing, unexpected = cascade.load_state_dict(plain.state_dict(), strict=False)
@@ -793,6 +805,14 @@ def test_a_trained_o2detr_starts_the_cascade():
 def test_detector_says_what_is_wrong():
     with pytest.raises(ValueError, match='as_two_stage=False'):
         detector(as_two_stage=True)
+    for part, message in (
+        (dict(strides=(8, 16)), 'strides must be 4, one for each level .*, got 2 strides'),
+        (dict(embed_dims=2 * C), f'embed_dims must be {C}, .*, got {2 * C}'),
+        (dict(num_classes=9), f'num_classes must be {CLASSES}, .*, got 9'),
+    ):
+        refine = {**REFINE, **part, 'type': 'mmextra.O2DETRRefineHead'}
+        with pytest.raises(ValueError, match=f'refine_head.{message}'):
+            detector(refine_head=refine)
     encoding = dict(num_feats=C, normalize=True)
     with pytest.raises(ValueError, match=f'num_feats must be {C // 2}'):
         detector(positional_encoding=encoding)

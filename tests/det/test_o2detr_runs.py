@@ -1,7 +1,9 @@
 """Whole runs of O2DETR with the stock runner: shipped configs, resuming, two processes."""
 
 import copy
+import json
 import os
+import runpy
 import socket
 import subprocess
 import sys
@@ -15,6 +17,7 @@ from tiny_detectors import plain_config_dumps  # noqa: F401  a fixture
 from training import assert_equal_weights, losses_of, train, weights
 
 from mmextra.engine.checkpoint import read_checkpoint
+from mmextra.registry import MODELS
 
 CONFIGS = sorted((ROOT / 'configs/o2detr').glob('*.py'))
 
@@ -95,6 +98,36 @@ def test_shipped_config_trains_and_validates(path, rectangles_root, tmp_path):
     assert all(torch.isfinite(torch.tensor(v)).all() for v in losses_of(runner).values())
     scalars = runner.message_hub.log_scalars
     assert 0 <= scalars['val/dota/mAP'].current() <= 1
+
+
+def test_test_time_augmentation_and_pictures(rectangles_root, tmp_path, monkeypatch):
+    """`tools/test.py --tta --show-dir` with what the shipped configs say of both."""
+    shipped = Config.fromfile(ROOT / 'configs/o2detr/o2detr_r18_rotated-rectangles_demo.py')
+    cfg = oriented_run(model_cfg(), rectangles_root, tmp_path / 'run')
+    model = MODELS.build(copy.deepcopy(cfg.model))
+    torch.save(dict(state_dict=model.state_dict()), tmp_path / 'model.pth')
+    cfg.test_dataloader, cfg.test_evaluator, cfg.test_cfg = (
+        cfg.val_dataloader,
+        cfg.val_evaluator,
+        {},
+    )
+    cfg.default_hooks.visualization = dict(type='DetVisualizationHook', interval=1, score_thr=0.0)
+    cfg.visualizer, cfg.tta_model = shipped.visualizer, shipped.tta_model
+    cfg.dump(tmp_path / 'config.py')
+    monkeypatch.syspath_prepend(str(ROOT / 'tools'))
+    runpy.run_path(str(ROOT / 'tools/test.py'))['main'](
+        [str(tmp_path / 'config.py'), str(tmp_path / 'model.pth'), '--tta']
+        + [
+            '--show-dir',
+            'pictures',
+            '--out',
+            str(tmp_path / 'metrics.json'),
+            '--out-item',
+            'metrics',
+        ]
+    )
+    assert 0 <= json.loads((tmp_path / 'metrics.json').read_text())['dota/mAP'] <= 1
+    assert len([*(tmp_path / 'run').glob('**/pictures/*')]) == 4
 
 
 # Interrupted runs and several processes

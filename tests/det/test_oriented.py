@@ -107,6 +107,19 @@ def test_the_code_is_measured_along_the_axes_of_the_proposal():
     assert np.allclose(scaled.encode(proposal, box), expected, atol=1e-4)
 
 
+def test_codes_are_at_least_float32_and_exact_in_float64():
+    coder = TASK_UTILS.build(dict(type='OrientedDeltaCoder'))
+    proposals, boxes = random_boxes(50).double(), random_boxes(50).double()
+    decoded = coder.decode(proposals, coder.encode(proposals, boxes))
+    torch.testing.assert_close(
+        regularize_boxes(decoded), regularize_boxes(boxes), rtol=0, atol=1e-10
+    )
+    # A code in half precision does not move boxes to whole pixels.
+    far = torch.tensor([[1001.4, 777.7, 20.0, 10.0, 0.3]])
+    torch.testing.assert_close(coder.decode(far, torch.zeros(1, 5).half()), far)
+    assert coder.encode(far.half(), far).dtype == torch.float32
+
+
 def test_decoding_limits_the_ratio_of_sides():
     coder = TASK_UTILS.build(dict(type='OrientedDeltaCoder', wh_ratio_clip=4))
     code = torch.tensor([[0.0, 0, 1e4, -1e4, 0]])
@@ -406,6 +419,18 @@ def test_predictions_of_the_head():
             boxes = one[one.labels == label].bboxes
             overlaps = OrientedBoxes.overlaps(boxes, boxes) - torch.eye(len(boxes))
             assert (overlaps <= 0.1 + 1e-3).all()
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_predictions_of_the_head_in_half_precision(dtype):
+    """What the head gets under autocast: the boxes of the same numbers in float32."""
+    head, outputs = head_and_outputs()
+    half = [[m.to(dtype) for m in part] for part in outputs]
+    exact = [[m.float() for m in part] for part in half]
+    found, expected = (head.predict_by_feat(*o, batch_img_metas=[META])[0] for o in (half, exact))
+    assert len(found) > 0 and found.scores.dtype == found.bboxes.tensor.dtype == torch.float32
+    torch.testing.assert_close(found.bboxes.tensor, expected.bboxes.tensor)
+    torch.testing.assert_close(found.scores, expected.scores)
 
 
 def test_bad_input_of_the_head():

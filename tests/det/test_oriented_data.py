@@ -16,7 +16,7 @@ from mmengine.logging import MMLogger
 from mmengine.registry import DefaultScope
 from mmengine.structures import InstanceData
 
-from mmextra.det.oriented import oriented_map
+from mmextra.det.oriented import OrientedTTAModel, oriented_map
 from mmextra.det.oriented.dota import CLASSES, CLASSES_V2, CLASSES_V15
 from mmextra.det.oriented.metric import merge_patches
 from mmextra.ops.rotated import oriented_corners
@@ -173,6 +173,17 @@ def test_absent_folders_and_images(dota, tmp_path):
         )
 
 
+def test_a_prefix_of_other_data_sets_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"must be dict\(img_path=FOLDER\), got {'img': "):
+        DATASETS.build(
+            dict(
+                type='OrientedDOTADataset',
+                data_root=str(tmp_path),
+                data_prefix=dict(img='images/'),
+            )
+        )
+
+
 def pipeline(*steps, size=(96, 64)):
     return [
         dict(type='mmdet.LoadImageFromFile'),
@@ -300,6 +311,8 @@ def test_polygons_become_oriented_boxes(caplog):
     assert 'gt_masks' not in results and repr(convert) == 'PolygonToOriented()'
     assert np.allclose(boxes[0], [30, 20, 20, 6, 0.5], atol=1e-2)
     assert np.allclose(boxes[1, :4], [7, 5, 4, 1]) and '1 objects thinner than a pixel' in text
+    _, text = warnings_of(caplog, lambda: convert(dict(gt_masks=masks)))
+    assert text.count('thinner') == 1, 'said once, not for every image of every epoch'
     with pytest.raises(KeyError, match='with_mask=True'):
         convert(dict(gt_bboxes=np.zeros((2, 4))))
 
@@ -498,6 +511,8 @@ def test_bad_options_of_the_metric(options, message):
 def test_bad_input_of_the_metric():
     with pytest.raises(ValueError, match='no objects to compare with'):
         evaluated([sample_of('P1', random_boxes(2))])
+    with pytest.raises(ValueError, match="boxes of five numbers, got 4: .*box_type='obox'"):
+        evaluated([sample_of('P1', random_boxes(2), random_boxes(1)[:, :4])])
     with pytest.raises(ValueError, match="ID__SIZE__X___Y.*got 'P1'"):
         evaluated([sample_of('P1', random_boxes(2), random_boxes(1))], merge_patches=True)
 
@@ -540,7 +555,66 @@ def test_boxes_are_drawn_as_polygons(tmp_path):
         visualizer._draw_instances(np.zeros_like(image), flat, ('ship',), None)
 
 
+# Test-time augmentation
+
+
+def view_of(boxes, scores, direction=None, size=(90, 120)):
+    """Detections of one view of an image, which may be flipped."""
+    seen = OrientedBoxes(boxes)
+    if direction:
+        seen.flip_(size, direction)
+    sample = DetDataSample(
+        metainfo=dict(ori_shape=size, flip=bool(direction), flip_direction=direction)
+    )
+    sample.pred_instances = InstanceData(
+        bboxes=seen.tensor, scores=scores, labels=torch.arange(len(boxes)) % 2
+    )
+    sample.gt_instances = InstanceData(bboxes=seen)
+    return sample
+
+
+def test_views_are_turned_back_and_merged():
+    boxes = torch.tensor([[30.0, 40, 20, 8, 0.5], [30, 40, 20, 8, 0.5], [80, 60, 30, 10, -0.9]])
+    views = [
+        view_of(boxes, torch.tensor([0.6, 0.2, 0.4]), 'horizontal'),
+        view_of(boxes, torch.tensor([0.5, 0.9, 0.3])),
+        view_of(boxes, torch.tensor([0.1, 0.3, 0.7]), 'vertical'),
+        view_of(boxes[:0], torch.zeros(0), 'diagonal'),
+    ]
+    cfg = dict(nms=dict(type='nms_rotated', iou_threshold=0.1), max_per_img=10)
+    detector = type('Detector', (torch.nn.Module,), dict(test_step=None))
+    model = OrientedTTAModel(tta_cfg=cfg, module=detector())
+    (merged,) = model.merge_preds([views])
+    found = merged.pred_instances
+    # Each object once, with the score of the view that is surest; classes do not suppress others.
+    torch.testing.assert_close(found.scores, torch.tensor([0.9, 0.7, 0.6]))
+    assert found.labels.tolist() == [1, 0, 0]
+    torch.testing.assert_close(found.bboxes, boxes[[1, 2, 0]], rtol=0, atol=1e-4)
+    assert torch.equal(merged.gt_instances.bboxes.tensor, boxes), 'objects of a flipped view'
+    model.tta_cfg['max_per_img'] = 2
+    assert len(model.merge_preds([views])[0].pred_instances) == 2
+    (none,) = model.merge_preds([[views[3]]])
+    assert none.pred_instances.bboxes.shape == (0, 5)
+
+
 # Configs
+
+
+ORIENTED = [
+    p
+    for name in ('o2detr', 'ld')
+    for p in sorted((Path(__file__).parents[2] / 'configs' / name).glob('*.py'))
+    if name == 'o2detr' or 'oriented' in p.name
+]
+
+
+@pytest.mark.parametrize('path', ORIENTED, ids=lambda p: p.stem)
+def test_shipped_configs_draw_and_augment_oriented_boxes(path):
+    """The host's own visualizer and test-time augmentation refuse boxes of five numbers."""
+    cfg = Config.fromfile(path)
+    assert cfg.visualizer.type == 'mmextra.OrientedLocalVisualizer'
+    assert cfg.tta_model.type == 'mmextra.OrientedTTAModel'
+    assert cfg.tta_model.tta_cfg.max_per_img == cfg.model.test_cfg.max_per_img
 
 
 def test_the_base_config_of_dota_runs_on_patches(dota_patches, monkeypatch):
@@ -563,6 +637,14 @@ def test_the_base_config_of_dota_runs_on_patches(dota_patches, monkeypatch):
     evaluator.process([sample])
     assert evaluator.evaluate(1) == {}
     assert (dota_patches / 'Task1' / 'Task1.zip').is_file()
+
+
+def test_oriented_gfl_warms_up_as_in_mmrotate():
+    """From a third of the rate; mmdet's own schedule starts from a thousandth."""
+    for path in (p for p in ORIENTED if 'gfl' in p.name):
+        warm_up, steps = Config.fromfile(path).param_scheduler
+        assert (warm_up.start_factor, warm_up.end, warm_up.by_epoch) == (1 / 3, 500, False)
+        assert (steps.milestones, steps.gamma) == ([8, 11], 0.1)
 
 
 @pytest.fixture

@@ -248,8 +248,8 @@ def test_quads_in_any_order_and_without_area():
     for order in ([0, 1, 2, 3], [3, 2, 1, 0], [2, 3, 0, 1]):
         box = quads_to_boxes([sum((quad[i] for i in order), [])])
         torch.testing.assert_close(box, torch.tensor([[4.0, 2, 8, 4, 0]]))
-    line = quads_to_boxes([[0, 0, 8, 0, 8, 0, 0, 0]], min_size=1.0)
-    torch.testing.assert_close(line, torch.tensor([[4.0, 0, 8, 1, 0]]))
+    line = quads_to_boxes([[0, 0, 8, 0, 8, 0, 0, 0]])
+    torch.testing.assert_close(line, torch.tensor([[4.0, 0, 8, 0, 0]]))
 
 
 # Overlaps

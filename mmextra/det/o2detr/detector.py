@@ -62,8 +62,8 @@ class O2DETR(DeformableDETR):
         **kwargs: Further arguments of stock ``DeformableDETR``.
 
     Raises:
-        ValueError: If ``as_two_stage`` is True, or if the positional encoding does not have as many
-            channels as the encoder.
+        ValueError: If ``as_two_stage`` is True, if the positional encoding does not have as many
+            channels as the encoder, or if the cascaded head has other channels, classes or levels.
     """
 
     def __init__(
@@ -84,6 +84,29 @@ class O2DETR(DeformableDETR):
         self.refine_head = None
         if refine_head is not None:
             self.refine_head = MODELS.build(dict(refine_head, test_cfg=test_cfg))
+            self._check_refine_head()
+
+    def _check_refine_head(self) -> None:
+        """Raise a ValueError where the cascaded head does not fit the detector."""
+        head = self.refine_head
+        for name, given, expected, whose in (
+            ('embed_dims', head.query_fc.in_features, self.embed_dims, 'that of the encoder'),
+            (
+                'num_classes',
+                head.fc_cls.out_features,
+                self.bbox_head.num_classes,
+                "the bbox_head's",
+            ),
+            (
+                'strides',
+                len(head.extractor.featmap_strides),
+                self.num_feature_levels,
+                'one for each level (num_feature_levels)',
+            ),
+        ):
+            if given != expected:
+                number = f'{given} strides' if name == 'strides' else given
+                raise ValueError(f'refine_head.{name} must be {expected}, {whose}, got {number}')
 
     def _init_layers(self) -> None:
         self.positional_encoding = SinePositionalEncoding(**self.positional_encoding)
@@ -104,12 +127,15 @@ class O2DETR(DeformableDETR):
             self.register_buffer('level_embed', level_embed, persistent=False)
 
     def init_weights(self) -> None:
-        """As stock Deformable DETR, but the encoder's convolutions keep their own initialisation."""
+        """As stock Deformable DETR, but the encoder's convolutions keep their own initialisation, and
+        weights that ``init_cfg`` loads are left as they are."""
+        if is_checkpoint_init(self.init_cfg):
+            super(DeformableDETR, self).init_weights()  # its own would draw the transformer anew
+            return
         super().init_weights()
-        if not is_checkpoint_init(self.init_cfg):
-            for module in self.encoder.modules():
-                if isinstance(module, DepthwiseSeparableConv):
-                    module.init_weights()
+        for module in self.encoder.modules():
+            if isinstance(module, DepthwiseSeparableConv):
+                module.init_weights()
 
     def loss(self, batch_inputs: Tensor, batch_data_samples: SampleList) -> Dict[str, Tensor]:
         """Losses of all decoder layers and, for F-O2DETR, of the cascaded head.

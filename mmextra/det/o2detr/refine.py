@@ -10,6 +10,7 @@ from mmengine.model import BaseModule, bias_init_with_prob, constant_init, xavie
 from torch import Tensor, nn
 
 from mmextra.det.o2detr.head import Matches, gather_targets, top_detections
+from mmextra.engine.checkpoint import is_checkpoint_init
 from mmextra.ops.rotated import regularize_boxes
 from mmextra.registry import MODELS, TASK_UTILS
 
@@ -96,6 +97,8 @@ class O2DETRRefineHead(BaseModule):
     def init_weights(self) -> None:
         """Class scores of 0.01 and deltas of zero: training starts from the boxes as they are."""
         super().init_weights()
+        if is_checkpoint_init(self.init_cfg):
+            return
         for layer in (self.query_fc, self.fcs[0], self.fcs[2]):
             xavier_init(layer, distribution='uniform')
         nn.init.normal_(self.fc_cls.weight, std=0.01)

@@ -2,8 +2,9 @@
 
 Registered here: ``OrientedOverlaps2D``, ``OrientedDeltaCoder``; the costs ``OrientedL1Cost``,
 ``OrientedIoUCost``, ``OrientedGDCost`` and the losses ``OrientedIoULoss``, ``OrientedGDLoss``; the
-DOTA data sets with their transforms and their metric; a visualizer that draws polygons; and a dense
-head with distributions. The box type itself is :class:`mmextra.structures.oriented_boxes.OrientedBoxes`.
+DOTA data sets with their transforms and their metric; a visualizer that draws polygons; test-time
+augmentation; and a dense head with distributions. The box type itself is
+:class:`mmextra.structures.oriented_boxes.OrientedBoxes`.
 """
 
 from mmextra.det.oriented.coder import OrientedDeltaCoder
@@ -22,6 +23,7 @@ from mmextra.det.oriented.head import OrientedGFLHead
 from mmextra.det.oriented.losses import OrientedGDLoss, OrientedIoULoss
 from mmextra.det.oriented.metric import OrientedDOTAMetric, oriented_map
 from mmextra.det.oriented.transforms import OrientedRandomRotate, PolygonToOriented
+from mmextra.det.oriented.tta import OrientedTTAModel
 from mmextra.det.oriented.visualizer import OrientedLocalVisualizer
 
 __all__ = [
@@ -41,4 +43,5 @@ __all__ = [
     'OrientedIoULoss',
     'OrientedL1Cost',
     'OrientedOverlaps2D',
+    'OrientedTTAModel',
 ]

@@ -56,7 +56,7 @@ class OrientedDOTADataset(BaseDataset):
     Raises:
         FileNotFoundError: If the folder of annotations or an image is absent.
         ValueError: If a line is not in the format, or of a class that the data set does not have,
-            or if an image is damaged.
+            if an image is damaged, or if ``data_prefix`` has no ``img_path``.
     """
 
     METAINFO = dict(classes=CLASSES, palette=PALETTE[: len(CLASSES)])
@@ -68,6 +68,11 @@ class OrientedDOTADataset(BaseDataset):
 
     def load_data_list(self) -> List[dict]:
         """Read the annotations of all images, in the order of their names."""
+        if 'img_path' not in self.data_prefix:
+            raise ValueError(
+                f'data_prefix of {type(self).__name__} must be dict(img_path=FOLDER), got '
+                f'{self.data_prefix}'
+            )
         images = Path(self.data_prefix['img_path'])
         self.labels = {name: i for i, name in enumerate(self.metainfo['classes'])}
         self.counts: Counter = Counter()

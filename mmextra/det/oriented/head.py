@@ -34,7 +34,9 @@ class BinExpectation(nn.Module):
 
     def forward(self, logits: Tensor) -> Tensor:
         """Expectations (..., numbers) of logits (..., numbers * bins)."""
-        logits = logits.unflatten(-1, self.values.shape)
+        # bfloat16 tells apart values 1/256 from each other: too coarse for boxes.
+        dtype = torch.promote_types(logits.dtype, self.values.dtype)
+        logits = logits.to(dtype).unflatten(-1, self.values.shape)
         return (logits.softmax(-1) * self.values).sum(-1)
 
     def positions(self, numbers: Tensor) -> Tensor:
@@ -188,7 +190,9 @@ class OrientedGFLHead(GFLHead):
         cfg = self.test_cfg if cfg is None else cfg
         found = []
         for cls_score, bbox_pred, anchors in zip(cls_score_list, bbox_pred_list, mlvl_priors):
-            scores = cls_score.permute(1, 2, 0).reshape(-1, self.cls_out_channels).sigmoid()
+            # NMS takes scores of the type of the boxes.
+            scores = cls_score.to(torch.promote_types(cls_score.dtype, torch.float32))
+            scores = scores.permute(1, 2, 0).reshape(-1, self.cls_out_channels).sigmoid()
             logits = bbox_pred.permute(1, 2, 0).reshape(-1, self.gfl_reg.out_channels)
             scores, labels, _, kept = filter_scores_and_topk(
                 scores, cfg.score_thr, cfg.get('nms_pre', -1), dict(box=logits, anchor=anchors)

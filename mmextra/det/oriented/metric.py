@@ -124,7 +124,13 @@ class OrientedDOTAMetric(BaseMetric):
 
 def arrays(instances: dict, **extra: Tensor) -> Arrays:
     """Boxes and labels of instances, and what else is given, on the CPU."""
-    found = dict(bboxes=get_box_tensor(instances['bboxes']), labels=instances['labels'], **extra)
+    boxes = get_box_tensor(instances['bboxes'])
+    if boxes.shape[-1] != 5:
+        raise ValueError(
+            f'OrientedDOTAMetric compares boxes of five numbers, got {boxes.shape[-1]}: it needs an '
+            "oriented detector, and objects from LoadAnnotations with box_type='obox'"
+        )
+    found = dict(bboxes=boxes, labels=instances['labels'], **extra)
     return {k: v.detach().cpu() for k, v in found.items()}
 
 

@@ -108,6 +108,9 @@ class PolygonToOriented(BaseTransform):
     Required keys: gt_masks (PolygonMasks or BitmapMasks). Modified keys: gt_bboxes.
     """
 
+    def __init__(self) -> None:
+        self.has_warned = False
+
     def transform(self, results: dict) -> dict:
         """Convert one sample."""
         if 'gt_masks' not in results:
@@ -117,10 +120,12 @@ class PolygonToOriented(BaseTransform):
             )
         boxes = OrientedBoxes.from_instance_masks(results.pop('gt_masks'))
         sides = boxes.tensor[:, 2:4]
-        if flat := int((sides.amin(1) < 1).sum()):
+        flat = int((sides.amin(1) < 1).sum())
+        if flat and not self.has_warned:
+            self.has_warned = True  # not for every image of every epoch
             print_log(
                 f'PolygonToOriented: {flat} objects thinner than a pixel in '
-                f'{results.get("img_path", "an image")}: made one pixel wide',
+                f'{results.get("img_path", "an image")}: made one pixel wide, as will others be',
                 logger='current',
             )
         boxes.tensor[:, 2:4] = torch.clamp(sides, min=1)
