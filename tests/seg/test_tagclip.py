@@ -484,6 +484,18 @@ def test_labels_all_ignored(fill):
     assert losses['loss_dice'] == 0
     # 255 is background, not ignored; padding is.
     assert (losses['loss_mask'] > 0) == (fill == 255)
+def test_double_precision():
+    torch.manual_seed(0)
+    masks, trusty = (torch.randn(2, n, 3, 4).double().requires_grad_() for n in (3, 1))
+    label = torch.tensor([0, 1, 255, 200])[torch.randint(4, (2, 3, 4))]
+
+    def loss(masks, trusty):
+        return sum(TagCLIPLoss()(masks, label, trusty, label == 255, label != 200).values())
+
+    assert torch.autograd.gradcheck(loss, (masks, trusty))
+    assert build().double().text_embeddings().dtype == torch.float64
+
+
 
 
 def test_extreme_logits_are_finite_in_half_precision():

@@ -221,7 +221,8 @@ class TagCLIP(EncoderDecoder):
         if self._text is None:
             with torch.autocast(device.type, enabled=False):  # they stay, whatever runs first
                 rows = self._stored_text if self.text_encoder is None else self.text_encoder()
-            self._text = F.normalize(rows.float(), dim=-1)
+            rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
+            self._text = F.normalize(rows, dim=-1)
         self._text = self._text.to(device)
         return self._text
 
