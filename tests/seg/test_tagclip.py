@@ -413,6 +413,14 @@ def test_self_training_labels_novel_pixels_with_its_own_choice():
 def slow_losses(masks, label, trusty, novel, ignore):
     """The equations of the card, pixel by pixel."""
 
+def test_more_classes_than_255():
+    """Class 255 is a class, where `ignore_index` says that another label stands for none."""
+    model = head(seen_idx=[255, 7], all_idx=range(300), ignore_index=65535, pad_index=65534)
+    masked, trusty = model.mask_labels(torch.tensor([[[255, 7, 256], [65535, 65534, 0]]]))
+    assert masked.tolist() == [[[0, 1, 65535], [65535, 65535, 65535]]]
+    assert trusty.int().tolist() == [[[0, 0, 1], [0, 0, 1]]]
+
+
     def focal(logits, positive):
         total = 0.0
         for z, t in zip(logits, positive):
@@ -926,7 +934,7 @@ def test_wrong_labels():
     assert model.eval().predict(x)[0].seg_logits.data.shape[0] == 5
     with pytest.raises(ValueError, match='training needs seen classes'):
         head(seen_idx=[]).mask_labels(label[None])
-    with pytest.raises(ValueError, match='choose a pad_index'):
+    with pytest.raises(ValueError, match='set pad_index beyond them'):
         head(all_idx=range(201)).mask_labels(label[None])
 
 
@@ -989,6 +997,8 @@ def test_class_vectors_and_grids():
         label = data['data_samples'].gt_sem_seg.data[0]
         assert data['inputs'].shape == (16, 16, 16) and label.shape == (16, 16)
         torch.testing.assert_close(
+    with pytest.raises(ValueError, match='set ignore_index beyond them'):
+        head(all_idx=range(300), pad_index=1000).mask_labels(label[None])
             data['inputs'].permute(1, 2, 0), torch.from_numpy(dataset.vectors)[label]
         )
         counts.add(len(label.unique()))
