@@ -290,6 +290,22 @@ def test_only_prompts_are_trained_and_all_get_a_gradient():
     assert all((p.grad is not None) == (k in trained) for k, p in model.named_parameters())
 
 
+@pytest.mark.parametrize('out_indices, embeddings', [([0, 1], False), ([0, 2], True), ([2], False)])
+def test_all_that_is_trained_is_read(out_indices, embeddings):
+    """So that distributed training needs no `find_unused_parameters`, whatever head reads the maps."""
+    model = VPTCLIPVisionTransformer(
+        **VISION, out_indices=out_indices, get_embeddings=embeddings
+    ).train()
+    ran = []
+    model.transformer.resblocks[2].register_forward_hook(lambda *_: ran.append(1))
+    outs = model(torch.randn(1, 3, 32, 32))
+    maps, image = outs if embeddings else (outs, torch.zeros(()))
+    (sum((m * torch.randn_like(m)).sum() for m in maps) + image.sum()).backward()
+    idle = [k for k, p in model.named_parameters() if p.requires_grad != (p.grad is not None)]
+    assert not idle and len(maps) == len(out_indices)
+    assert bool(ran) == (embeddings or 2 in out_indices)
+
+
 def test_stock_head_on_the_maps():
     init_default_scope('mmseg')
     backbone = VPTCLIPVisionTransformer(**VISION, get_embeddings=False)
