@@ -22,6 +22,7 @@ from mmseg.apis import inference_model, init_model
 
 import mmextra.registry  # noqa: F401  for `mmextra::` bases and safe loading
 from mmextra.engine.checkpoint import read_checkpoint, state_dict_of
+from mmextra.seg.tagclip.segmentor import class_colours
 
 LEGEND_WIDTH, LINE = 220, 22
 
@@ -76,13 +77,6 @@ def build(cfg: Config, checkpoint: str, classes: List[str], seen: List[str], dev
     return model
 
 
-def colours(count: int) -> np.ndarray:
-    """Colours that differ, (count, 3) uint8 RGB."""
-    hues = np.arange(count) * 137.508 % 360 / 2  # the golden angle; OpenCV counts to 180
-    hsv = np.stack((hues, 150 + 105 * (np.arange(count) % 2), np.full(count, 235)), 1)
-    return cv2.cvtColor(hsv.astype(np.uint8)[None], cv2.COLOR_HSV2RGB)[0]
-
-
 def legend(names: List[str], shares: np.ndarray, palette: np.ndarray, height: int) -> np.ndarray:
     """A column with colour, name and share of the pixels of each class."""
     panel = np.full((max(height, LINE * len(names) + 8), LEGEND_WIDTH, 3), 255, np.uint8)
@@ -99,7 +93,7 @@ def picture(
 ) -> np.ndarray:
     """Masks over the image (H, W, 3), the trusty map if there is one, and the legend."""
     label = result.pred_sem_seg.data[0].cpu().numpy()
-    palette = colours(len(names))
+    palette = np.array(class_colours(len(names)), np.uint8)
     panels = [(image * (1 - opacity) + palette[label] * opacity).astype(np.uint8)]
     if 'trusty_map' in result:
         heat = (255 * result.trusty_map.data[0].float().cpu().numpy()).astype(np.uint8)

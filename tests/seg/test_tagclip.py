@@ -587,6 +587,49 @@ def test_transductive_and_fully_supervised_training():
     assert result[0].seg_logits.data.shape == (5, 32, 32) and 'trusty_map' not in result[0]
 
 
+def test_training_sees_the_border_of_any_size():
+    """As in testing, images are padded to whole patches; the losses leave the padding out."""
+    model = build(**{'decode_head.dropout_ratio': 0.0, 'backbone.prompt_dropout': 0.0}).train()
+    x, label = torch.randn(2, 3, 37, 45, requires_grad=True), torch.randint(0, 5, (2, 37, 45))
+    losses = model.loss(x, [sample(y) for y in label])
+    sum(losses.values()).backward()
+    assert (x.grad[..., -1, :].abs().sum() > 0) and (x.grad[..., -1].abs().sum() > 0)
+    padded = F.pad(x.detach(), (0, 3, 0, 3)), F.pad(label, (0, 3, 0, 3), value=200)
+    masks, trusty = (
+        F.interpolate(m, (40, 48), mode='bilinear')[..., :37, :45]
+        for m in model._forward(padded[0])
+    )
+    seen = torch.tensor([0, 255, 1, 2, 255])[label]
+    expected = TagCLIPLoss()(masks, seen, trusty, seen == 255)
+    for name, value in expected.items():
+        torch.testing.assert_close(losses[f'decode.{name}'], value)
+
+
+def test_one_class():
+    """Every pixel is of the only class; scores are not taken for binary logits."""
+    options = {'text_encoder.vocabulary': ['cat'], 'novel_class': []}
+    x = torch.randn(1, 3, 32, 32)
+    for trusty in (True, False):
+        head = {'decode_head.discriminate': trusty, 'decode_head.eval_disc_weight': False}
+        model = build(**options, **head).eval()
+        (result,) = model.predict(x)
+        assert result.pred_sem_seg.data.shape == (1, 32, 32) and not result.pred_sem_seg.data.any()
+        torch.testing.assert_close(result.seg_logits.data, model.encode_decode(x, [])[0])
+        assert ('trusty_map' in result) == trusty
+
+
+def test_pictures_name_the_classes_of_the_model():
+    """mmseg hands on the classes of the training set, which the vocabulary may have replaced."""
+    model = build()
+    assert not hasattr(model, 'dataset_meta')
+    trained = dict(classes=NAMES, palette=[[i, 0, 0] for i in range(5)])
+    model.dataset_meta = trained
+    assert model.dataset_meta == trained
+    model.dataset_meta = dict(classes=('road', 'sky'), palette=[[1, 2, 3], [4, 5, 6]])
+    assert model.dataset_meta['classes'] == tuple(NAMES)
+    assert len({tuple(colour) for colour in model.dataset_meta['palette']}) == 5
+
+
 @pytest.mark.parametrize('size', [(40, 61), (32, 32), (20, 50), (5, 9)])
 def test_windows_in_batches_equal_those_of_mmseg(size):
     from mmseg.models.segmentors import EncoderDecoder
