@@ -65,10 +65,12 @@ def build(cfg: Config, checkpoint: str, classes: List[str], seen: List[str], dev
         both_class=None,
         init_cfg=None,
     )
-    trusty = cfg.model.decode_head.get('discriminate', True)
-    cfg.model.decode_head.eval_disc_weight = 'both' if seen and trusty else False
+    head = cfg.model.decode_head
+    head.eval_disc_weight = 'both' if seen and head.get('discriminate', True) else False
     if not seen:
-        cfg.model.decode_head.gamma = 0.0
+        head.gamma = 0.0
+    if len(set(seen)) in (0, len(classes)):  # no novel names, which self-training is about
+        head.self_training = False
     model = init_model(cfg, device=device)
     try:
         model.load_state_dict(state_dict_of(read_checkpoint(checkpoint)))

@@ -1100,6 +1100,15 @@ def test_open_vocab_demo(tmp_path):
         (['--classes', 'road, road'], 'twice'),
         (['--classes', 'road,,dog'], 'empty name at 1'),
         (['--classes', 'road', '--seen', 'cat'], 'not among --classes'),
+    cfg.model.decode_head.self_training = True  # a transductive model; of these names none is novel
+    cfg.dump(tmp_path / 'config.py')
+    for names in (
+        ['road, dog'],
+        ['road, dog', '--seen', 'dog, road'],
+        ['road, dog', '--seen', 'dog'],
+    ):
+        out = tool.main([*files, '--classes', *names, '--out', str(tmp_path / 'o.png'), *common])
+        assert out.is_file()
     ):
         with pytest.raises(SystemExit, match=message):
             tool.main([*files, *wrong, *common])

@@ -182,7 +182,10 @@ class TagCLIPHead(BaseDecodeHead):
                 'eval_disc_weight needs the trusty token: set it False, or discriminate=True'
             )
         if self_training and len(seen_idx) == len(all_idx):
-            raise ValueError('self_training needs novel classes: seen_idx names all classes')
+            raise ValueError(
+                'self_training needs novel classes: seen_idx names all classes. To test such a model '
+                'without a split, set self_training=False and gamma=0'
+            )
         super().__init__(
             in_channels,
             in_channels,
