@@ -1019,12 +1019,14 @@ def test_wrong_embedding_files(tmp_path):
 
 def test_wrong_metric_arguments():
     truth = torch.zeros(1, 4, 4).long()
-    with pytest.raises(ValueError, match=r'novel_class holds \[5\]'):
+    with pytest.raises(ValueError, match=r'novel_class of the metric holds \[5\]'):
         metric_of(truth, truth, novel_class=[5])
     with pytest.raises(ValueError, match='names a class twice'):
         metric_of(truth, truth, novel_class=[1, 1])
     with pytest.raises(ValueError, match='use IoUMetric'):
         metric_of(truth, truth, novel_class=[])
+    with pytest.raises(ValueError, match='the data set has 4 classes'):  # before anything runs
+        ZeroShotIoUMetric(novel_class=[3, 4]).dataset_meta = dict(classes='abcd')
 
 
 def test_images_smaller_than_a_patch():
