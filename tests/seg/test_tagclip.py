@@ -413,6 +413,14 @@ def test_labels_are_masked():
     )
 
 
+def test_more_classes_than_255():
+    """Class 255 is a class, where `ignore_index` says that another label stands for none."""
+    model = head(seen_idx=[255, 7], all_idx=range(300), ignore_index=65535, pad_index=65534)
+    masked, trusty = model.mask_labels(torch.tensor([[[255, 7, 256], [65535, 65534, 0]]]))
+    assert masked.tolist() == [[[0, 1, 65535], [65535, 65535, 65535]]]
+    assert trusty.int().tolist() == [[[0, 0, 1], [0, 0, 1]]]
+
+
 def test_self_training_labels_novel_pixels_with_its_own_choice():
     model = head(seen_idx=[0, 2, 3], self_training=True)
     masks = torch.zeros(1, 5, 2, 2)
@@ -428,14 +436,6 @@ def test_self_training_labels_novel_pixels_with_its_own_choice():
 
 def slow_losses(masks, label, trusty, novel, ignore):
     """The equations of the card, pixel by pixel."""
-
-def test_more_classes_than_255():
-    """Class 255 is a class, where `ignore_index` says that another label stands for none."""
-    model = head(seen_idx=[255, 7], all_idx=range(300), ignore_index=65535, pad_index=65534)
-    masked, trusty = model.mask_labels(torch.tensor([[[255, 7, 256], [65535, 65534, 0]]]))
-    assert masked.tolist() == [[[0, 1, 65535], [65535, 65535, 65535]]]
-    assert trusty.int().tolist() == [[[0, 0, 1], [0, 0, 1]]]
-
 
     def focal(logits, positive):
         total = 0.0
@@ -484,6 +484,18 @@ def test_gradients_of_the_losses():
     )
 
 
+def test_double_precision():
+    torch.manual_seed(0)
+    masks, trusty = (torch.randn(2, n, 3, 4).double().requires_grad_() for n in (3, 1))
+    label = torch.tensor([0, 1, 255, 200])[torch.randint(4, (2, 3, 4))]
+
+    def loss(masks, trusty):
+        return sum(TagCLIPLoss()(masks, label, trusty, label == 255, label != 200).values())
+
+    assert torch.autograd.gradcheck(loss, (masks, trusty))
+    assert build().double().text_embeddings().dtype == torch.float64
+
+
 def test_number_of_masks_is_averaged_over_processes(monkeypatch):
     def all_reduce(count, op):
         """As if other processes had twice as many masks."""
@@ -508,18 +520,6 @@ def test_labels_all_ignored(fill):
     assert losses['loss_dice'] == 0
     # 255 is background, not ignored; padding is.
     assert (losses['loss_mask'] > 0) == (fill == 255)
-def test_double_precision():
-    torch.manual_seed(0)
-    masks, trusty = (torch.randn(2, n, 3, 4).double().requires_grad_() for n in (3, 1))
-    label = torch.tensor([0, 1, 255, 200])[torch.randint(4, (2, 3, 4))]
-
-    def loss(masks, trusty):
-        return sum(TagCLIPLoss()(masks, label, trusty, label == 255, label != 200).values())
-
-    assert torch.autograd.gradcheck(loss, (masks, trusty))
-    assert build().double().text_embeddings().dtype == torch.float64
-
-
 
 
 def test_extreme_logits_are_finite_in_half_precision():
@@ -755,6 +755,7 @@ def test_mixed_precision():
 
 
 def test_parameter_counts():
+    unread = 2_629_120  # of the head; see test_losses_and_who_is_trained
     for file, prompts, backbone in ((VOC, 684_288, 87_512_832), (COCO, 1_513_728, None)):
         cfg = Config.fromfile(CONFIGS / file)
         init_default_scope('mmseg')
@@ -764,6 +765,7 @@ def test_parameter_counts():
         assert sum(n for k, n in trained.items() if 'prompt' in k) == prompts
         assert sum(p.numel() for p in model.decode_head.parameters()) == 11_036_160
         assert all('prompt' in k or k.startswith('decode_head.') for k in trained)
+        assert sum(trained.values()) == prompts + 11_036_160 - unread
         assert backbone in (None, sum(p.numel() for p in model.backbone.parameters()))
 
 
@@ -995,6 +997,8 @@ def test_wrong_labels():
         head(seen_idx=[]).mask_labels(label[None])
     with pytest.raises(ValueError, match='set pad_index beyond them'):
         head(all_idx=range(201)).mask_labels(label[None])
+    with pytest.raises(ValueError, match='set ignore_index beyond them'):
+        head(all_idx=range(300), pad_index=1000).mask_labels(label[None])
 
 
 def test_all_labels_ignored_in_training():
@@ -1021,12 +1025,12 @@ def test_wrong_metric_arguments():
     truth = torch.zeros(1, 4, 4).long()
     with pytest.raises(ValueError, match=r'novel_class of the metric holds \[5\]'):
         metric_of(truth, truth, novel_class=[5])
+    with pytest.raises(ValueError, match='the data set has 4 classes'):  # before anything runs
+        ZeroShotIoUMetric(novel_class=[3, 4]).dataset_meta = dict(classes='abcd')
     with pytest.raises(ValueError, match='names a class twice'):
         metric_of(truth, truth, novel_class=[1, 1])
     with pytest.raises(ValueError, match='use IoUMetric'):
         metric_of(truth, truth, novel_class=[])
-    with pytest.raises(ValueError, match='the data set has 4 classes'):  # before anything runs
-        ZeroShotIoUMetric(novel_class=[3, 4]).dataset_meta = dict(classes='abcd')
 
 
 def test_images_smaller_than_a_patch():
@@ -1058,8 +1062,6 @@ def test_class_vectors_and_grids():
         label = data['data_samples'].gt_sem_seg.data[0]
         assert data['inputs'].shape == (16, 16, 16) and label.shape == (16, 16)
         torch.testing.assert_close(
-    with pytest.raises(ValueError, match='set ignore_index beyond them'):
-        head(all_idx=range(300), pad_index=1000).mask_labels(label[None])
             data['inputs'].permute(1, 2, 0), torch.from_numpy(dataset.vectors)[label]
         )
         counts.add(len(label.unique()))
@@ -1098,10 +1100,6 @@ def test_open_vocab_demo(tmp_path):
     assert cv2.imread(str(out)).shape == (74, 70 + 70 + 220 + 12, 3)
     seen = ['--classes', 'road, dog', '--seen', 'dog', '--out', str(tmp_path / 'seen.png')]
     assert tool.main([*files, *seen, *common]).is_file()
-    for wrong, message in (
-        (['--classes', 'road, road'], 'twice'),
-        (['--classes', 'road,,dog'], 'empty name at 1'),
-        (['--classes', 'road', '--seen', 'cat'], 'not among --classes'),
     cfg.model.decode_head.self_training = True  # a transductive model; of these names none is novel
     cfg.dump(tmp_path / 'config.py')
     for names in (
@@ -1111,6 +1109,10 @@ def test_open_vocab_demo(tmp_path):
     ):
         out = tool.main([*files, '--classes', *names, '--out', str(tmp_path / 'o.png'), *common])
         assert out.is_file()
+    for wrong, message in (
+        (['--classes', 'road, road'], 'twice'),
+        (['--classes', 'road,,dog'], 'empty name at 1'),
+        (['--classes', 'road', '--seen', 'cat'], 'not among --classes'),
     ):
         with pytest.raises(SystemExit, match=message):
             tool.main([*files, *wrong, *common])
