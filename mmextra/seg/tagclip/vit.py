@@ -58,7 +58,9 @@ class VPTCLIPVisionTransformer(BaseModule):
 
     Args:
         input_resolution (int): Side in pixels of the square images that the stored positions are
-            for. Others, square or not, work by interpolation. Defaults to 512.
+            for. Others, square or not, work by interpolation; what is left beyond whole patches is not
+            seen, as in CLIP (``TagCLIP`` pads its images; for a stock head, let the data preprocessor
+            do so). Defaults to 512.
         patch_size (int): Side of a patch. Defaults to 16.
         width (int): Channels of the tokens. Defaults to 768.
         layers (int): Number of blocks. Defaults to 12.
