@@ -1243,3 +1243,19 @@ def test_demo_tool(tool, tmp_path):
     rows['metr']['cem/mAP'] = 1.0
     assert '| metr | 100.0 | 100.0 | 100.0 | 100.0 | 0.100 |' in demo.table([rows])
     assert '100 % of the oracle' in demo.verdict([rows])
+def test_test_time_augmentation(tool, shapes_root, tmp_path):
+    """`--tta` on several data sets: each keeps its label space, and the check sees the model."""
+    cfg = joint(shapes_root, tmp_path)
+    torch.save(dict(state_dict=build(cfg.model).state_dict(), meta=dict()), tmp_path / 'model.pth')
+    cfg.update(test_dataloader=cfg.val_dataloader, test_evaluator=cfg.val_evaluator)
+    cfg.test_cfg = dict(type='TestLoop')
+    cfg.experiment_name = 'tta'
+    cfg.dump(tmp_path / 'config.py')
+    tool('test.py').main(
+        [str(tmp_path / 'config.py'), str(tmp_path / 'model.pth'), '--tta']
+        + ['--out', str(tmp_path / 'metrics.json'), '--out-item', 'metrics']
+    )
+    found = json.loads((tmp_path / 'metrics.json').read_text())
+    assert {'coco/coco/bbox_mAP', 'bccd/coco/bbox_mAP', 'bccd/cem/mAP'} <= found.keys()
+
+
