@@ -588,6 +588,20 @@ def test_hard_negatives_do_not_teach_the_extraction():
     assert all(p.grad is None for p in model.cem.parameters())
 
 
+def test_double_precision():
+    model = build(tiny_metr()).double()
+    images, samples = batch()
+    found = losses(model, images.double(), samples)
+    single = losses(build(tiny_metr()), images, samples)
+    for name, value in found.items():
+        if 'loss' in name:
+            assert value.dtype == torch.float64, name
+        if 'loss' in name and 'dn' not in name:  # noise is drawn anew
+            assert value.item() == pytest.approx(single[name].item(), rel=1e-3), name
+    (result, _) = predict(model, images.double(), samples)
+    assert result.pred_instances.scores.dtype == torch.float64
+
+
 def test_bfloat16():
     model = build(tiny_metr(group_self_attn=True))
     images, samples = batch()

@@ -14,6 +14,8 @@ from mmdet.utils import InstanceList
 from mmengine.structures import InstanceData
 from torch import Tensor
 
+from mmextra.det.metr.assigner import GroupHungarianAssigner
+from mmextra.det.metr.queries import at_least_float32
 from mmextra.registry import MODELS
 
 
@@ -76,16 +78,8 @@ class METRHead(DINOHead):
         if dn_meta is not None:
             for meta, positive in zip(metas, dn_meta['positive']):
                 meta['dn_positive'] = positive
-        scores, boxes = (out.float() for out in self(hidden_states, references))
-        return self.loss_by_feat(
-            scores,
-            boxes,
-            enc_outputs_class.float(),
-            enc_outputs_coord.float(),
-            targets,
-            metas,
-            dn_meta,
-        )
+        outs = (*self(hidden_states, references), enc_outputs_class, enc_outputs_coord)
+        return self.loss_by_feat(*map(at_least_float32, outs), targets, metas, dn_meta)
 
     def get_targets(
         self,
@@ -181,7 +175,7 @@ class METRHead(DINOHead):
             dict(s.metainfo, groups=g, category_scores=c.sigmoid())
             for s, g, c in zip(batch_data_samples, groups, category_logits)
         ]
-        outs = (out.float() for out in self(hidden_states, references))
+        outs = map(at_least_float32, self(hidden_states, references))
         return self.predict_by_feat(*outs, batch_img_metas=metas, rescale=rescale)
 
     def _predict_by_feat_single(
