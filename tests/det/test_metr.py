@@ -885,6 +885,16 @@ def test_label_spaces_are_checked():
         build(tiny_metr(num_categories=13))
     with pytest.raises(ValueError, match='test_label_space'):
         build(tiny_metr(test_label_space='c'))
+    with pytest.raises(ValueError, match='names no label space'):
+        build(tiny_metr(label_spaces={}))
+    stock = tiny_dino()
+    with pytest.raises(
+        ValueError, match='bbox_head is a DINOHead, expected one with a single logit'
+    ):
+        build(tiny_metr(bbox_head=stock['bbox_head']))
+    with pytest.raises(ValueError, match='HungarianAssigner, which knows no categories'):
+        build(tiny_metr(train_cfg=stock['train_cfg']))
+    build(tiny_metr(train_cfg=None))  # a detector that is only tested
     softmax = tiny_metr()
     softmax['bbox_head']['loss_cls'] = dict(type='CrossEntropyLoss')
     with pytest.raises(ValueError, match='use_sigmoid'):
@@ -1208,6 +1218,13 @@ def test_other_names_are_warned_of(shapes_root, tmp_path, monkeypatch):
     )
     train(cfg)
     assert len(told) == 1 and 'asked about circle, square, triangle (test_label_space)' in told[0]
+def test_check_of_another_model(shapes_root, tmp_path):
+    cfg = joint(shapes_root, tmp_path)
+    cfg.model = dict(tiny_dino(), bbox_head=dict(tiny_dino()['bbox_head'], num_classes=6))
+    with pytest.raises(TypeError, match='goes with mmextra.METR, the model is AnyWidthDINO'):
+        train(cfg)
+
+
     assert list(tmp_path.rglob('vis_image/*.png'))
     cfg.test_dataloader = cfg.val_dataloader
     cfg.model.test_label_space = ['hat', 'glove']

@@ -99,6 +99,7 @@ class LabelSpaceCheckHook(Hook):
         ValueError: If a data set has no label space or an unknown one, its classes are not those of
             its label space, or two validation sets have the same one, under which their results
             would be reported.
+        TypeError: If the model is no METR.
     """
 
     def before_train(self, runner: Runner) -> None:

@@ -29,15 +29,27 @@ class METRHead(DINOHead):
     Args:
         num_classes (int): What stock configs say of their data set. A query answers one question,
             whatever the number: there is one logit. Defaults to 1.
+        train_cfg (dict, optional): With the ``assigner``, a ``GroupHungarianAssigner``, which is also
+            the default. None in testing.
         options: Arguments of the stock head; ``loss_cls`` must be of the sigmoid kind, and
             ``test_cfg`` may hold ``cem_power``, the power a of (9), default 0.
 
     Raises:
-        ValueError: If ``loss_cls`` is a softmax loss.
+        ValueError: If ``loss_cls`` is a softmax loss, or the assigner does not match by category.
     """
 
-    def __init__(self, num_classes: int = 1, **options) -> None:
-        super().__init__(num_classes=1, **options)
+    def __init__(
+        self,
+        num_classes: int = 1,
+        train_cfg: Optional[dict] = dict(assigner=dict(type='mmextra.GroupHungarianAssigner')),
+        **options,
+    ) -> None:
+        super().__init__(num_classes=1, train_cfg=train_cfg, **options)
+        if train_cfg and not isinstance(self.assigner, GroupHungarianAssigner):
+            raise ValueError(
+                f'train_cfg.assigner is a {type(self.assigner).__name__}, which knows no categories of '
+                "queries: set train_cfg=dict(assigner=dict(type='mmextra.GroupHungarianAssigner'))"
+            )
         if not self.loss_cls.use_sigmoid:
             raise ValueError(
                 'loss_cls must have use_sigmoid=True: a query answers yes or no, as in '
