@@ -901,6 +901,29 @@ def test_label_spaces_are_checked():
         build(softmax)
 
 
+def test_names_that_no_query_can_tell_apart_are_refused():
+    with pytest.raises(
+        ValueError, match=r"label_spaces\['b'\]: 'dog', 'Dog' have the same embedding"
+    ):
+        LabelSpaces(dict(a=('dog', 'cat'), b=('cat', 'dog', 'Dog')), dict(source='hash'))
+    assert len(LabelSpaces(dict(a=('dog',), b=('Dog',)), dict(source='hash')).table) == 2
+
+
+def test_pictures_name_the_categories_that_are_asked_about():
+    """mmdet hands on the classes of the training set, the first of several."""
+    coco = dict(classes=('person', 'car'), palette='random')
+    for options, classes in (
+        (dict(), coco['classes']),  # each image its own
+        (dict(test_label_space='b'), SPACES['b']),
+        (dict(test_label_space=['hat', 'glove']), ('hat', 'glove')),
+        (dict(label_spaces=dict(shapes=SHAPES)), SHAPES),
+    ):
+        model = build(tiny_metr(**options))
+        model.dataset_meta = dict(coco)
+        model.dataset_meta['palette'] = 'coco'  # as mmdet does
+        assert model.dataset_meta == dict(classes=classes, palette='coco')
+
+
 def test_images_must_say_their_label_space():
     model, (images, samples) = build(tiny_metr()), batch()
     samples[0].gt_instances.labels[:] = 4
@@ -1195,6 +1218,13 @@ def test_mixed_up_label_spaces_stop_the_run(change, message, shapes_root, tmp_pa
         train(cfg)
 
 
+def test_check_of_another_model(shapes_root, tmp_path):
+    cfg = joint(shapes_root, tmp_path)
+    cfg.model = dict(tiny_dino(), bbox_head=dict(tiny_dino()['bbox_head'], num_classes=6))
+    with pytest.raises(TypeError, match='goes with mmextra.METR, the model is AnyWidthDINO'):
+        train(cfg)
+
+
 def test_two_data_sets_with_one_prefix_stop_the_run(shapes_root, tmp_path):
     cfg = joint(shapes_root, tmp_path, **{'train_cfg.max_epochs': 1, 'train_cfg.val_interval': 1})
     part = copy.deepcopy(cfg.val_dataloader.dataset.datasets[1])
@@ -1218,13 +1248,6 @@ def test_other_names_are_warned_of(shapes_root, tmp_path, monkeypatch):
     )
     train(cfg)
     assert len(told) == 1 and 'asked about circle, square, triangle (test_label_space)' in told[0]
-def test_check_of_another_model(shapes_root, tmp_path):
-    cfg = joint(shapes_root, tmp_path)
-    cfg.model = dict(tiny_dino(), bbox_head=dict(tiny_dino()['bbox_head'], num_classes=6))
-    with pytest.raises(TypeError, match='goes with mmextra.METR, the model is AnyWidthDINO'):
-        train(cfg)
-
-
     assert list(tmp_path.rglob('vis_image/*.png'))
     cfg.test_dataloader = cfg.val_dataloader
     cfg.model.test_label_space = ['hat', 'glove']
@@ -1234,6 +1257,22 @@ def test_check_of_another_model(shapes_root, tmp_path):
         'hat',
         'glove',
     }
+
+
+def test_test_time_augmentation(tool, shapes_root, tmp_path):
+    """`--tta` on several data sets: each keeps its label space, and the check sees the model."""
+    cfg = joint(shapes_root, tmp_path)
+    torch.save(dict(state_dict=build(cfg.model).state_dict(), meta=dict()), tmp_path / 'model.pth')
+    cfg.update(test_dataloader=cfg.val_dataloader, test_evaluator=cfg.val_evaluator)
+    cfg.test_cfg = dict(type='TestLoop')
+    cfg.experiment_name = 'tta'
+    cfg.dump(tmp_path / 'config.py')
+    tool('test.py').main(
+        [str(tmp_path / 'config.py'), str(tmp_path / 'model.pth'), '--tta']
+        + ['--out', str(tmp_path / 'metrics.json'), '--out-item', 'metrics']
+    )
+    found = json.loads((tmp_path / 'metrics.json').read_text())
+    assert {'coco/coco/bbox_mAP', 'bccd/coco/bbox_mAP', 'bccd/cem/mAP'} <= found.keys()
 
 
 def test_coco128_and_bccd_in_one_model(data_root, tmp_path, monkeypatch):
@@ -1274,19 +1313,3 @@ def test_demo_tool(tool, tmp_path):
     rows['metr']['cem/mAP'] = 1.0
     assert '| metr | 100.0 | 100.0 | 100.0 | 100.0 | 0.100 |' in demo.table([rows])
     assert '100 % of the oracle' in demo.verdict([rows])
-def test_test_time_augmentation(tool, shapes_root, tmp_path):
-    """`--tta` on several data sets: each keeps its label space, and the check sees the model."""
-    cfg = joint(shapes_root, tmp_path)
-    torch.save(dict(state_dict=build(cfg.model).state_dict(), meta=dict()), tmp_path / 'model.pth')
-    cfg.update(test_dataloader=cfg.val_dataloader, test_evaluator=cfg.val_evaluator)
-    cfg.test_cfg = dict(type='TestLoop')
-    cfg.experiment_name = 'tta'
-    cfg.dump(tmp_path / 'config.py')
-    tool('test.py').main(
-        [str(tmp_path / 'config.py'), str(tmp_path / 'model.pth'), '--tta']
-        + ['--out', str(tmp_path / 'metrics.json'), '--out-item', 'metrics']
-    )
-    found = json.loads((tmp_path / 'metrics.json').read_text())
-    assert {'coco/coco/bbox_mAP', 'bccd/coco/bbox_mAP', 'bccd/cem/mAP'} <= found.keys()
-
-

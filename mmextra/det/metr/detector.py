@@ -126,6 +126,21 @@ class METR(AnyWidthDINO):
         super().init_weights()
         nn.init.constant_(self.token_bias, bias_init_with_prob(0.01))
 
+    @property
+    def dataset_meta(self) -> dict:
+        """Metainfo of the data set, for pictures; mmdet sets it from the checkpoint's meta.
+
+        Where all images are asked about one label space, its names are the classes.
+        """
+        return self._dataset_meta
+
+    @dataset_meta.setter
+    def dataset_meta(self, meta: dict) -> None:
+        names, space = self.label_spaces.names, self.test_label_space
+        if space is not None or len(names) == 1:
+            meta = dict(meta, classes=names[space or next(iter(names))])
+        self._dataset_meta = meta
+
     # Label spaces
 
     def label_space_of(self, data_sample: DetDataSample) -> str:
