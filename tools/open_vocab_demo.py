@@ -22,6 +22,7 @@ from mmseg.apis import inference_model, init_model
 
 import mmextra.registry  # noqa: F401  for `mmextra::` bases and safe loading
 from mmextra.engine.checkpoint import read_checkpoint, state_dict_of
+from mmextra.seg.tagclip.segmentor import class_colours
 
 LEGEND_WIDTH, LINE = 220, 22
 
@@ -64,23 +65,18 @@ def build(cfg: Config, checkpoint: str, classes: List[str], seen: List[str], dev
         both_class=None,
         init_cfg=None,
     )
-    trusty = cfg.model.decode_head.get('discriminate', True)
-    cfg.model.decode_head.eval_disc_weight = 'both' if seen and trusty else False
+    head = cfg.model.decode_head
+    head.eval_disc_weight = 'both' if seen and head.get('discriminate', True) else False
     if not seen:
-        cfg.model.decode_head.gamma = 0.0
+        head.gamma = 0.0
+    if len(set(seen)) in (0, len(classes)):  # no novel names, which self-training is about
+        head.self_training = False
     model = init_model(cfg, device=device)
     try:
         model.load_state_dict(state_dict_of(read_checkpoint(checkpoint)))
     except RuntimeError as error:
         raise ValueError(f'{checkpoint} does not fit the config: {error}') from error
     return model
-
-
-def colours(count: int) -> np.ndarray:
-    """Colours that differ, (count, 3) uint8 RGB."""
-    hues = np.arange(count) * 137.508 % 360 / 2  # the golden angle; OpenCV counts to 180
-    hsv = np.stack((hues, 150 + 105 * (np.arange(count) % 2), np.full(count, 235)), 1)
-    return cv2.cvtColor(hsv.astype(np.uint8)[None], cv2.COLOR_HSV2RGB)[0]
 
 
 def legend(names: List[str], shares: np.ndarray, palette: np.ndarray, height: int) -> np.ndarray:
@@ -99,7 +95,7 @@ def picture(
 ) -> np.ndarray:
     """Masks over the image (H, W, 3), the trusty map if there is one, and the legend."""
     label = result.pred_sem_seg.data[0].cpu().numpy()
-    palette = colours(len(names))
+    palette = np.array(class_colours(len(names)), np.uint8)
     panels = [(image * (1 - opacity) + palette[label] * opacity).astype(np.uint8)]
     if 'trusty_map' in result:
         heat = (255 * result.trusty_map.data[0].float().cpu().numpy()).astype(np.uint8)

@@ -69,30 +69,41 @@ def show(cfg, args) -> None:
 def augment_tests(cfg) -> None:
     """Wrap model and pipeline for test-time augmentation: the config's own, or the host's flip."""
     scope = cfg.get('default_scope')
-    dataset = cfg.test_dataloader.dataset
-    while 'dataset' in dataset:
-        dataset = dataset.dataset
+    datasets = list(plain_datasets(cfg.test_dataloader.dataset))
     if 'tta_model' not in cfg and scope == 'mmdet':
         nms = dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100)
         cfg.tta_model = dict(type='DetTTAModel', tta_cfg=nms)
     elif 'tta_model' not in cfg and scope == 'mmpretrain':
         cfg.tta_model = dict(type='AverageClsScoreTTA')
-    if 'tta_pipeline' not in cfg and scope in ('mmdet', 'mmpretrain'):
-        pack = deepcopy(dataset.pipeline[-1])
-        if scope == 'mmdet':
-            # To turn the boxes back, the model must know how each view was flipped.
-            shapes = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')
-            pack.meta_keys = (*shapes, 'flip', 'flip_direction')
-        flips = [dict(type='RandomFlip', prob=1.0), dict(type='RandomFlip', prob=0.0)]
-        cfg.tta_pipeline = [
-            *deepcopy(dataset.pipeline[:-1]),
-            dict(type='TestTimeAug', transforms=[flips, [pack]]),
-        ]
+    own = 'tta_pipeline' not in cfg and scope in ('mmdet', 'mmpretrain')
     absent = [key for key in ('tta_model', 'tta_pipeline') if key not in cfg]
-    if absent:
+    if absent and not own:
         raise ValueError(f'--tta needs {" and ".join(absent)} in the config')
     cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
-    dataset.pipeline = cfg.tta_pipeline
+    for dataset in datasets:
+        dataset.pipeline = flip_pipeline(dataset.pipeline, scope) if own else cfg.tta_pipeline
+
+
+def plain_datasets(dataset):
+    """The data sets within wrappers and concatenations."""
+    if 'datasets' in dataset:
+        for part in dataset.datasets:
+            yield from plain_datasets(part)
+    elif 'dataset' in dataset:
+        yield from plain_datasets(dataset.dataset)
+    else:
+        yield dataset
+
+
+def flip_pipeline(pipeline: list, scope: str) -> list:
+    """A test pipeline that gives each image twice, mirrored and as it is."""
+    pack = deepcopy(pipeline[-1])
+    if scope == 'mmdet':
+        # To turn the boxes back, the model must know how each view was flipped.
+        shapes = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')
+        pack.meta_keys = (*pack.get('meta_keys', shapes), 'flip', 'flip_direction')
+    flips = [dict(type='RandomFlip', prob=1.0), dict(type='RandomFlip', prob=0.0)]
+    return [*deepcopy(pipeline[:-1]), dict(type='TestTimeAug', transforms=[flips, [pack]])]
 
 
 def dumper(cfg, out: str):

@@ -588,6 +588,20 @@ def test_hard_negatives_do_not_teach_the_extraction():
     assert all(p.grad is None for p in model.cem.parameters())
 
 
+def test_double_precision():
+    model = build(tiny_metr()).double()
+    images, samples = batch()
+    found = losses(model, images.double(), samples)
+    single = losses(build(tiny_metr()), images, samples)
+    for name, value in found.items():
+        if 'loss' in name:
+            assert value.dtype == torch.float64, name
+        if 'loss' in name and 'dn' not in name:  # noise is drawn anew
+            assert value.item() == pytest.approx(single[name].item(), rel=1e-3), name
+    (result, _) = predict(model, images.double(), samples)
+    assert result.pred_instances.scores.dtype == torch.float64
+
+
 def test_bfloat16():
     model = build(tiny_metr(group_self_attn=True))
     images, samples = batch()
@@ -871,10 +885,43 @@ def test_label_spaces_are_checked():
         build(tiny_metr(num_categories=13))
     with pytest.raises(ValueError, match='test_label_space'):
         build(tiny_metr(test_label_space='c'))
+    with pytest.raises(ValueError, match='names no label space'):
+        build(tiny_metr(label_spaces={}))
+    stock = tiny_dino()
+    with pytest.raises(
+        ValueError, match='bbox_head is a DINOHead, expected one with a single logit'
+    ):
+        build(tiny_metr(bbox_head=stock['bbox_head']))
+    with pytest.raises(ValueError, match='HungarianAssigner, which knows no categories'):
+        build(tiny_metr(train_cfg=stock['train_cfg']))
+    build(tiny_metr(train_cfg=None))  # a detector that is only tested
     softmax = tiny_metr()
     softmax['bbox_head']['loss_cls'] = dict(type='CrossEntropyLoss')
     with pytest.raises(ValueError, match='use_sigmoid'):
         build(softmax)
+
+
+def test_names_that_no_query_can_tell_apart_are_refused():
+    with pytest.raises(
+        ValueError, match=r"label_spaces\['b'\]: 'dog', 'Dog' have the same embedding"
+    ):
+        LabelSpaces(dict(a=('dog', 'cat'), b=('cat', 'dog', 'Dog')), dict(source='hash'))
+    assert len(LabelSpaces(dict(a=('dog',), b=('Dog',)), dict(source='hash')).table) == 2
+
+
+def test_pictures_name_the_categories_that_are_asked_about():
+    """mmdet hands on the classes of the training set, the first of several."""
+    coco = dict(classes=('person', 'car'), palette='random')
+    for options, classes in (
+        (dict(), coco['classes']),  # each image its own
+        (dict(test_label_space='b'), SPACES['b']),
+        (dict(test_label_space=['hat', 'glove']), ('hat', 'glove')),
+        (dict(label_spaces=dict(shapes=SHAPES)), SHAPES),
+    ):
+        model = build(tiny_metr(**options))
+        model.dataset_meta = dict(coco)
+        model.dataset_meta['palette'] = 'coco'  # as mmdet does
+        assert model.dataset_meta == dict(classes=classes, palette='coco')
 
 
 def test_images_must_say_their_label_space():
@@ -1171,6 +1218,13 @@ def test_mixed_up_label_spaces_stop_the_run(change, message, shapes_root, tmp_pa
         train(cfg)
 
 
+def test_check_of_another_model(shapes_root, tmp_path):
+    cfg = joint(shapes_root, tmp_path)
+    cfg.model = dict(tiny_dino(), bbox_head=dict(tiny_dino()['bbox_head'], num_classes=6))
+    with pytest.raises(TypeError, match='goes with mmextra.METR, the model is AnyWidthDINO'):
+        train(cfg)
+
+
 def test_two_data_sets_with_one_prefix_stop_the_run(shapes_root, tmp_path):
     cfg = joint(shapes_root, tmp_path, **{'train_cfg.max_epochs': 1, 'train_cfg.val_interval': 1})
     part = copy.deepcopy(cfg.val_dataloader.dataset.datasets[1])
@@ -1203,6 +1257,22 @@ def test_other_names_are_warned_of(shapes_root, tmp_path, monkeypatch):
         'hat',
         'glove',
     }
+
+
+def test_test_time_augmentation(tool, shapes_root, tmp_path):
+    """`--tta` on several data sets: each keeps its label space, and the check sees the model."""
+    cfg = joint(shapes_root, tmp_path)
+    torch.save(dict(state_dict=build(cfg.model).state_dict(), meta=dict()), tmp_path / 'model.pth')
+    cfg.update(test_dataloader=cfg.val_dataloader, test_evaluator=cfg.val_evaluator)
+    cfg.test_cfg = dict(type='TestLoop')
+    cfg.experiment_name = 'tta'
+    cfg.dump(tmp_path / 'config.py')
+    tool('test.py').main(
+        [str(tmp_path / 'config.py'), str(tmp_path / 'model.pth'), '--tta']
+        + ['--out', str(tmp_path / 'metrics.json'), '--out-item', 'metrics']
+    )
+    found = json.loads((tmp_path / 'metrics.json').read_text())
+    assert {'coco/coco/bbox_mAP', 'bccd/coco/bbox_mAP', 'bccd/cem/mAP'} <= found.keys()
 
 
 def test_coco128_and_bccd_in_one_model(data_root, tmp_path, monkeypatch):

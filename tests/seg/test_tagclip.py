@@ -290,6 +290,22 @@ def test_only_prompts_are_trained_and_all_get_a_gradient():
     assert all((p.grad is not None) == (k in trained) for k, p in model.named_parameters())
 
 
+@pytest.mark.parametrize('out_indices, embeddings', [([0, 1], False), ([0, 2], True), ([2], False)])
+def test_all_that_is_trained_is_read(out_indices, embeddings):
+    """So that distributed training needs no `find_unused_parameters`, whatever head reads the maps."""
+    model = VPTCLIPVisionTransformer(
+        **VISION, out_indices=out_indices, get_embeddings=embeddings
+    ).train()
+    ran = []
+    model.transformer.resblocks[2].register_forward_hook(lambda *_: ran.append(1))
+    outs = model(torch.randn(1, 3, 32, 32))
+    maps, image = outs if embeddings else (outs, torch.zeros(()))
+    (sum((m * torch.randn_like(m)).sum() for m in maps) + image.sum()).backward()
+    idle = [k for k, p in model.named_parameters() if p.requires_grad != (p.grad is not None)]
+    assert not idle and len(maps) == len(out_indices)
+    assert bool(ran) == (embeddings or 2 in out_indices)
+
+
 def test_stock_head_on_the_maps():
     init_default_scope('mmseg')
     backbone = VPTCLIPVisionTransformer(**VISION, get_embeddings=False)
@@ -397,6 +413,14 @@ def test_labels_are_masked():
     )
 
 
+def test_more_classes_than_255():
+    """Class 255 is a class, where `ignore_index` says that another label stands for none."""
+    model = head(seen_idx=[255, 7], all_idx=range(300), ignore_index=65535, pad_index=65534)
+    masked, trusty = model.mask_labels(torch.tensor([[[255, 7, 256], [65535, 65534, 0]]]))
+    assert masked.tolist() == [[[0, 1, 65535], [65535, 65535, 65535]]]
+    assert trusty.int().tolist() == [[[0, 0, 1], [0, 0, 1]]]
+
+
 def test_self_training_labels_novel_pixels_with_its_own_choice():
     model = head(seen_idx=[0, 2, 3], self_training=True)
     masks = torch.zeros(1, 5, 2, 2)
@@ -458,6 +482,18 @@ def test_gradients_of_the_losses():
     assert torch.autograd.gradcheck(
         lambda x: binary_focal_loss(x[None], target[None], valid[None]), logits
     )
+
+
+def test_double_precision():
+    torch.manual_seed(0)
+    masks, trusty = (torch.randn(2, n, 3, 4).double().requires_grad_() for n in (3, 1))
+    label = torch.tensor([0, 1, 255, 200])[torch.randint(4, (2, 3, 4))]
+
+    def loss(masks, trusty):
+        return sum(TagCLIPLoss()(masks, label, trusty, label == 255, label != 200).values())
+
+    assert torch.autograd.gradcheck(loss, (masks, trusty))
+    assert build().double().text_embeddings().dtype == torch.float64
 
 
 def test_number_of_masks_is_averaged_over_processes(monkeypatch):
@@ -549,6 +585,49 @@ def test_transductive_and_fully_supervised_training():
     assert set(losses) == {'decode.loss_mask', 'decode.loss_dice'}
     result = model.eval().predict(x)
     assert result[0].seg_logits.data.shape == (5, 32, 32) and 'trusty_map' not in result[0]
+
+
+def test_training_sees_the_border_of_any_size():
+    """As in testing, images are padded to whole patches; the losses leave the padding out."""
+    model = build(**{'decode_head.dropout_ratio': 0.0, 'backbone.prompt_dropout': 0.0}).train()
+    x, label = torch.randn(2, 3, 37, 45, requires_grad=True), torch.randint(0, 5, (2, 37, 45))
+    losses = model.loss(x, [sample(y) for y in label])
+    sum(losses.values()).backward()
+    assert (x.grad[..., -1, :].abs().sum() > 0) and (x.grad[..., -1].abs().sum() > 0)
+    padded = F.pad(x.detach(), (0, 3, 0, 3)), F.pad(label, (0, 3, 0, 3), value=200)
+    masks, trusty = (
+        F.interpolate(m, (40, 48), mode='bilinear')[..., :37, :45]
+        for m in model._forward(padded[0])
+    )
+    seen = torch.tensor([0, 255, 1, 2, 255])[label]
+    expected = TagCLIPLoss()(masks, seen, trusty, seen == 255)
+    for name, value in expected.items():
+        torch.testing.assert_close(losses[f'decode.{name}'], value)
+
+
+def test_one_class():
+    """Every pixel is of the only class; scores are not taken for binary logits."""
+    options = {'text_encoder.vocabulary': ['cat'], 'novel_class': []}
+    x = torch.randn(1, 3, 32, 32)
+    for trusty in (True, False):
+        head = {'decode_head.discriminate': trusty, 'decode_head.eval_disc_weight': False}
+        model = build(**options, **head).eval()
+        (result,) = model.predict(x)
+        assert result.pred_sem_seg.data.shape == (1, 32, 32) and not result.pred_sem_seg.data.any()
+        torch.testing.assert_close(result.seg_logits.data, model.encode_decode(x, [])[0])
+        assert ('trusty_map' in result) == trusty
+
+
+def test_pictures_name_the_classes_of_the_model():
+    """mmseg hands on the classes of the training set, which the vocabulary may have replaced."""
+    model = build()
+    assert not hasattr(model, 'dataset_meta')
+    trained = dict(classes=NAMES, palette=[[i, 0, 0] for i in range(5)])
+    model.dataset_meta = trained
+    assert model.dataset_meta == trained
+    model.dataset_meta = dict(classes=('road', 'sky'), palette=[[1, 2, 3], [4, 5, 6]])
+    assert model.dataset_meta['classes'] == tuple(NAMES)
+    assert len({tuple(colour) for colour in model.dataset_meta['palette']}) == 5
 
 
 @pytest.mark.parametrize('size', [(40, 61), (32, 32), (20, 50), (5, 9)])
@@ -676,6 +755,7 @@ def test_mixed_precision():
 
 
 def test_parameter_counts():
+    unread = 2_629_120  # of the head; see test_losses_and_who_is_trained
     for file, prompts, backbone in ((VOC, 684_288, 87_512_832), (COCO, 1_513_728, None)):
         cfg = Config.fromfile(CONFIGS / file)
         init_default_scope('mmseg')
@@ -685,6 +765,7 @@ def test_parameter_counts():
         assert sum(n for k, n in trained.items() if 'prompt' in k) == prompts
         assert sum(p.numel() for p in model.decode_head.parameters()) == 11_036_160
         assert all('prompt' in k or k.startswith('decode_head.') for k in trained)
+        assert sum(trained.values()) == prompts + 11_036_160 - unread
         assert backbone in (None, sum(p.numel() for p in model.backbone.parameters()))
 
 
@@ -914,8 +995,10 @@ def test_wrong_labels():
     assert model.eval().predict(x)[0].seg_logits.data.shape[0] == 5
     with pytest.raises(ValueError, match='training needs seen classes'):
         head(seen_idx=[]).mask_labels(label[None])
-    with pytest.raises(ValueError, match='choose a pad_index'):
+    with pytest.raises(ValueError, match='set pad_index beyond them'):
         head(all_idx=range(201)).mask_labels(label[None])
+    with pytest.raises(ValueError, match='set ignore_index beyond them'):
+        head(all_idx=range(300), pad_index=1000).mask_labels(label[None])
 
 
 def test_all_labels_ignored_in_training():
@@ -940,8 +1023,10 @@ def test_wrong_embedding_files(tmp_path):
 
 def test_wrong_metric_arguments():
     truth = torch.zeros(1, 4, 4).long()
-    with pytest.raises(ValueError, match=r'novel_class holds \[5\]'):
+    with pytest.raises(ValueError, match=r'novel_class of the metric holds \[5\]'):
         metric_of(truth, truth, novel_class=[5])
+    with pytest.raises(ValueError, match='the data set has 4 classes'):  # before anything runs
+        ZeroShotIoUMetric(novel_class=[3, 4]).dataset_meta = dict(classes='abcd')
     with pytest.raises(ValueError, match='names a class twice'):
         metric_of(truth, truth, novel_class=[1, 1])
     with pytest.raises(ValueError, match='use IoUMetric'):
@@ -1015,6 +1100,15 @@ def test_open_vocab_demo(tmp_path):
     assert cv2.imread(str(out)).shape == (74, 70 + 70 + 220 + 12, 3)
     seen = ['--classes', 'road, dog', '--seen', 'dog', '--out', str(tmp_path / 'seen.png')]
     assert tool.main([*files, *seen, *common]).is_file()
+    cfg.model.decode_head.self_training = True  # a transductive model; of these names none is novel
+    cfg.dump(tmp_path / 'config.py')
+    for names in (
+        ['road, dog'],
+        ['road, dog', '--seen', 'dog, road'],
+        ['road, dog', '--seen', 'dog'],
+    ):
+        out = tool.main([*files, '--classes', *names, '--out', str(tmp_path / 'o.png'), *common])
+        assert out.is_file()
     for wrong, message in (
         (['--classes', 'road, road'], 'twice'),
         (['--classes', 'road,,dog'], 'empty name at 1'),

@@ -12,8 +12,9 @@ from mmdet.models.task_modules import AssignResult, HungarianAssigner
 from mmengine.logging import print_log
 from mmengine.structures import InstanceData
 from scipy.optimize import linear_sum_assignment
-from torch import Tensor, from_numpy, zeros_like
+from torch import Tensor, from_numpy, promote_types, zeros_like
 
+from mmextra.det.metr.queries import at_least_float32
 from mmextra.registry import TASK_UTILS
 
 
@@ -76,12 +77,14 @@ class GroupHungarianAssigner(HungarianAssigner):
 
     def _match(self, pred_instances, gt_instances, img_meta) -> Tuple[Tensor, Tensor]:
         """Indices of matched queries and of their boxes."""
-        binary = InstanceData(bboxes=gt_instances.bboxes, labels=zeros_like(gt_instances.labels))
+        boxes = gt_instances.bboxes
+        boxes = boxes.to(promote_types(boxes.dtype, pred_instances.bboxes.dtype))
+        binary = InstanceData(bboxes=boxes, labels=zeros_like(gt_instances.labels))
         cost = sum(
             match_cost(pred_instances=pred_instances, gt_instances=binary, img_meta=img_meta)
             for match_cost in self.match_costs
         )
-        cost = cost.detach().float().cpu().numpy()  # (N, G)
+        cost = at_least_float32(cost.detach()).cpu().numpy()  # (N, G)
         groups, labels = pred_instances.groups.cpu().numpy(), gt_instances.labels.cpu().numpy()
         pairs, left_over = [], 0
         for category in np.unique(labels):

@@ -12,6 +12,7 @@ from mmdet.utils import reduce_mean
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
+from mmextra.det.metr.queries import at_least_float32
 from mmextra.registry import MODELS
 
 
@@ -139,11 +140,11 @@ class CategoryExtractionModule(BaseModule):
             memory_mask (Tensor, optional): True where a token is padding, (B, T). Defaults to None.
 
         Returns:
-            Tensor: Logits (B, K), float32.
+            Tensor: Logits (B, K), at least of single precision.
         """
         for layer in self.layers:
             text = layer(text, memory + memory_pos, memory, memory_mask)
-        return self.score(text).squeeze(-1).float()
+        return at_least_float32(self.score(text).squeeze(-1))
 
     def loss(self, logits: Tensor, present: Tensor, valid: Tensor) -> Tensor:
         """The loss, over the number of present (image, category) pairs of all processes' batches.

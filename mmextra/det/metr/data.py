@@ -12,7 +12,7 @@ from mmdet.datasets.samplers import MultiDataSampler
 from mmengine.dataset import BaseDataset
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
-from mmengine.model import is_model_wrapper
+from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import Runner
 
 from mmextra.registry import DATA_SAMPLERS, HOOKS, TRANSFORMS
@@ -99,6 +99,7 @@ class LabelSpaceCheckHook(Hook):
         ValueError: If a data set has no label space or an unknown one, its classes are not those of
             its label space, or two validation sets have the same one, under which their results
             would be reported.
+        TypeError: If the model is no METR.
     """
 
     def before_train(self, runner: Runner) -> None:
@@ -155,8 +156,15 @@ class LabelSpaceCheckHook(Hook):
 
 
 def _model(runner: Runner):
-    """The METR of a run, out of the wrappers of distributed training."""
-    return runner.model.module if is_model_wrapper(runner.model) else runner.model
+    """The METR of a run, out of the wrappers of distributed training and test-time augmentation."""
+    model = runner.model
+    while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+        model = model.module
+    if not hasattr(model, 'label_spaces'):
+        raise TypeError(
+            f'mmextra.LabelSpaceCheckHook goes with mmextra.METR, the model is {type(model).__name__}'
+        )
+    return model
 
 
 def _classes(dataset: BaseDataset) -> tuple:

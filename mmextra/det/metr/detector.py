@@ -16,6 +16,7 @@ from mmengine.structures import InstanceData, LabelData
 from torch import Tensor, nn
 
 from mmextra.det.metr.embeddings import LabelSpace, LabelSpaces
+from mmextra.det.metr.head import METRHead
 from mmextra.det.metr.queries import LabelSpaceCdnQueryGenerator, group_layout, select_categories
 from mmextra.registry import MODELS
 
@@ -67,8 +68,8 @@ class METR(AnyWidthDINO):
         options: Arguments of the stock DINO.
 
     Raises:
-        ValueError: If a label space is empty, unknown or without an embedding, or there are fewer
-            queries than categories.
+        ValueError: If a label space is empty, unknown or without an embedding, there are fewer
+            queries than categories, or the head is no ``METRHead``.
     """
 
     def __init__(
@@ -87,6 +88,11 @@ class METR(AnyWidthDINO):
         dn_cfg = dict(dn_cfg or {})
         # The stock generator is replaced: its embedding of labels would have no gradient.
         super().__init__(*args, dn_cfg=dict(dn_cfg), **options)
+        if not isinstance(self.bbox_head, METRHead):
+            raise ValueError(
+                f'bbox_head is a {type(self.bbox_head).__name__}, expected one with a single logit: set '
+                "bbox_head=dict(type='mmextra.METRHead')"
+            )
         if not 1 <= num_categories <= self.num_queries:
             raise ValueError(
                 f'num_categories must be between 1 and num_queries ({self.num_queries}), found '
@@ -119,6 +125,21 @@ class METR(AnyWidthDINO):
         """As in DINO; tokens and queries start with the prior of 0.01."""
         super().init_weights()
         nn.init.constant_(self.token_bias, bias_init_with_prob(0.01))
+
+    @property
+    def dataset_meta(self) -> dict:
+        """Metainfo of the data set, for pictures; mmdet sets it from the checkpoint's meta.
+
+        Where all images are asked about one label space, its names are the classes.
+        """
+        return self._dataset_meta
+
+    @dataset_meta.setter
+    def dataset_meta(self, meta: dict) -> None:
+        names, space = self.label_spaces.names, self.test_label_space
+        if space is not None or len(names) == 1:
+            meta = dict(meta, classes=names[space or next(iter(names))])
+        self._dataset_meta = meta
 
     # Label spaces
 

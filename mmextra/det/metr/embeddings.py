@@ -265,20 +265,40 @@ class LabelSpaces(BaseModule):
     Attributes:
         table (Tensor): (V, dims), the frozen embeddings of all names; not part of checkpoints.
         names (dict): Name of a label space -> its category names.
+
+    Raises:
+        ValueError: If there is no label space, or two names of one have the same embedding.
     """
 
     def __init__(
         self, label_spaces: Dict[str, LabelSpace], embeddings: dict, embed_dims: int = 256
     ) -> None:
         super().__init__()
+        if not label_spaces:
+            raise ValueError(
+                "label_spaces names no label space, expected some, as dict(coco='mmdet.CocoDataset')"
+            )
         self.names = {k: resolve_label_space(k, v) for k, v in label_spaces.items()}
         every = sorted({name for names in self.names.values() for name in names})
         index = {name: i for i, name in enumerate(every)}
         self.rows = {k: [index[n] for n in names] for k, names in self.names.items()}
         self.register_buffer('table', embed_names(every, **embeddings), persistent=False)
+        for space, rows in self.rows.items():
+            self._check_distinct(space, self.table[rows])
         self.proj = nn.Sequential(
             nn.Linear(self.table.shape[1], embed_dims), nn.LayerNorm(embed_dims)
         )
+
+    def _check_distinct(self, space: str, vectors: Tensor) -> None:
+        """Refuse two categories of a label space that no query could tell apart."""
+        _, kind, counts = vectors.unique(dim=0, return_inverse=True, return_counts=True)
+        if (counts > 1).any():
+            same = (kind == counts.argmax()).nonzero().squeeze(1).tolist()
+            names = ', '.join(repr(self.names[space][i]) for i in same)
+            raise ValueError(
+                f'label_spaces[{space!r}]: {names} have the same embedding, so that no query can tell '
+                'them apart: does the text encoder know these names, and tell upper from lower case?'
+            )
 
     def init_weights(self) -> None:
         """No bias before the norm: it would make all categories alike."""

@@ -14,6 +14,8 @@ from mmdet.utils import InstanceList
 from mmengine.structures import InstanceData
 from torch import Tensor
 
+from mmextra.det.metr.assigner import GroupHungarianAssigner
+from mmextra.det.metr.queries import at_least_float32
 from mmextra.registry import MODELS
 
 
@@ -27,15 +29,27 @@ class METRHead(DINOHead):
     Args:
         num_classes (int): What stock configs say of their data set. A query answers one question,
             whatever the number: there is one logit. Defaults to 1.
+        train_cfg (dict, optional): With the ``assigner``, a ``GroupHungarianAssigner``, which is also
+            the default. None in testing.
         options: Arguments of the stock head; ``loss_cls`` must be of the sigmoid kind, and
             ``test_cfg`` may hold ``cem_power``, the power a of (9), default 0.
 
     Raises:
-        ValueError: If ``loss_cls`` is a softmax loss.
+        ValueError: If ``loss_cls`` is a softmax loss, or the assigner does not match by category.
     """
 
-    def __init__(self, num_classes: int = 1, **options) -> None:
-        super().__init__(num_classes=1, **options)
+    def __init__(
+        self,
+        num_classes: int = 1,
+        train_cfg: Optional[dict] = dict(assigner=dict(type='mmextra.GroupHungarianAssigner')),
+        **options,
+    ) -> None:
+        super().__init__(num_classes=1, train_cfg=train_cfg, **options)
+        if train_cfg and not isinstance(self.assigner, GroupHungarianAssigner):
+            raise ValueError(
+                f'train_cfg.assigner is a {type(self.assigner).__name__}, which knows no categories of '
+                "queries: set train_cfg=dict(assigner=dict(type='mmextra.GroupHungarianAssigner'))"
+            )
         if not self.loss_cls.use_sigmoid:
             raise ValueError(
                 'loss_cls must have use_sigmoid=True: a query answers yes or no, as in '
@@ -76,16 +90,8 @@ class METRHead(DINOHead):
         if dn_meta is not None:
             for meta, positive in zip(metas, dn_meta['positive']):
                 meta['dn_positive'] = positive
-        scores, boxes = (out.float() for out in self(hidden_states, references))
-        return self.loss_by_feat(
-            scores,
-            boxes,
-            enc_outputs_class.float(),
-            enc_outputs_coord.float(),
-            targets,
-            metas,
-            dn_meta,
-        )
+        outs = (*self(hidden_states, references), enc_outputs_class, enc_outputs_coord)
+        return self.loss_by_feat(*map(at_least_float32, outs), targets, metas, dn_meta)
 
     def get_targets(
         self,
@@ -181,7 +187,7 @@ class METRHead(DINOHead):
             dict(s.metainfo, groups=g, category_scores=c.sigmoid())
             for s, g, c in zip(batch_data_samples, groups, category_logits)
         ]
-        outs = (out.float() for out in self(hidden_states, references))
+        outs = map(at_least_float32, self(hidden_states, references))
         return self.predict_by_feat(*outs, batch_img_metas=metas, rescale=rescale)
 
     def _predict_by_feat_single(

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from mmextra.registry import MODELS
 
-NOT_SEEN = 255
 WEIGHTINGS = (False, 'seen', 'unseen', 'both', True)
 TRUSTY_TARGETS = ('novel', 'unlabelled')
 
@@ -130,7 +129,9 @@ class TagCLIPHead(BaseDecodeHead):
             pixel is labelled (COCO-Stuff) the two nearly coincide, on VOC they do not. Pad the labels
             with ``pad_index`` for it. Defaults to ``'novel'``.
         pad_index (int): Label that all losses ignore: padding, in the transductive setting and with
-            ``'unlabelled'`` (``seg_pad_val`` of the data preprocessor). Defaults to 200.
+            ``'unlabelled'`` (``seg_pad_val`` of the data preprocessor). Like ``ignore_index``, by
+            default 255, which stands for pixels without a class, it lies beyond the classes.
+            Defaults to 200.
         dropout_ratio (float): Dropout rate of the decoder. Defaults to 0.1.
         loss_decode (dict): Defaults to ``dict(type='mmextra.TagCLIPLoss')``.
         **kwargs: Further arguments of ``BaseDecodeHead``.
@@ -181,7 +182,10 @@ class TagCLIPHead(BaseDecodeHead):
                 'eval_disc_weight needs the trusty token: set it False, or discriminate=True'
             )
         if self_training and len(seen_idx) == len(all_idx):
-            raise ValueError('self_training needs novel classes: seen_idx names all classes')
+            raise ValueError(
+                'self_training needs novel classes: seen_idx names all classes. To test such a model '
+                'without a split, set self_training=False and gamma=0'
+            )
         super().__init__(
             in_channels,
             in_channels,
@@ -310,34 +314,35 @@ class TagCLIPHead(BaseDecodeHead):
         """Hide the names of novel classes.
 
         Args:
-            label (Tensor): (B, H, W), indices into all classes, 255 or ``pad_index``.
+            label (Tensor): (B, H, W), indices into all classes, ``ignore_index`` or ``pad_index``.
 
         Returns:
-            tuple: For each pixel the query it belongs to, or 255 (padding included), and whether the
-                trusty map is to be 1 there.
+            tuple: For each pixel the query it belongs to, or ``ignore_index`` (padding included), and
+                whether the trusty map is to be 1 there.
         """
         if not self.seen_idx:
             raise ValueError('training needs seen classes: seen_idx is empty')
-        if self.num_classes > self.pad_index:
-            raise ValueError(
-                f'label pad_index={self.pad_index} stands for padding, but there are '
-                f'{self.num_classes} classes: choose a pad_index beyond them'
-            )
-        special = (label == NOT_SEEN) | (label == self.pad_index)
+        for name in ('pad_index', 'ignore_index'):
+            if 0 <= getattr(self, name) < self.num_classes:
+                raise ValueError(
+                    f'label {name}={getattr(self, name)} stands for pixels without a class, but there '
+                    f'are {self.num_classes} classes: set {name} beyond them'
+                )
+        special = (label == self.ignore_index) | (label == self.pad_index)
         wrong = ((label < 0) | (label >= self.num_classes)) & ~special
         if wrong.any():
             raise ValueError(
                 f'label {label[wrong][0].item()} is not one of the {self.num_classes} classes, and '
-                f'neither 255 nor pad_index={self.pad_index}'
+                f'neither ignore_index={self.ignore_index} nor pad_index={self.pad_index}'
             )
         # Seen class -> its query; the entry behind the classes is for all that has none.
-        query_of = label.new_full((self.num_classes + 1,), NOT_SEEN)
+        query_of = label.new_full((self.num_classes + 1,), self.ignore_index)
         seen = torch.tensor(self.seen_idx, device=label.device)
         query_of[seen] = seen if self.self_training else torch.arange(len(seen)).to(seen)
         masked = query_of[label.masked_fill(special, self.num_classes)]
         if self.trusty_target == 'novel':
-            return masked, (masked == NOT_SEEN) & ~special
-        return masked, (masked == NOT_SEEN) & (label != self.pad_index)
+            return masked, (masked == self.ignore_index) & ~special
+        return masked, (masked == self.ignore_index) & (label != self.pad_index)
 
     def pseudo_label(self, masked: Tensor, unnamed: Tensor, masks: Tensor) -> Tensor:
         """Give pixels (B, H, W) without a name the novel class of the largest mask logit."""

@@ -98,12 +98,12 @@ class TagCLIPLoss(nn.Module):
         Returns:
             dict: ``loss_mask``, ``loss_dice`` and, where there are trusty logits, ``loss_disc``.
         """
-        masks = masks.float()
+        masks = masks.to(torch.promote_types(masks.dtype, torch.float32))
         valid = torch.ones_like(label, dtype=torch.bool) if valid is None else valid
         classes = torch.arange(masks.shape[1], device=label.device).view(-1, 1, 1)
         target = (label[:, None] == classes) & valid[:, None]  # (B, C, H, W)
         there = target.flatten(2).any(2)  # (B, C)
-        count = there.sum().float()
+        count = there.sum().to(masks.dtype)
         all_reduce(count, 'mean')
         count = count.clamp(min=1)
 
@@ -115,6 +115,7 @@ class TagCLIPLoss(nn.Module):
         )
         if trusty is not None:
             novel = (trusty_target & valid)[:, None]
-            focal = binary_focal_loss(trusty.float(), novel, valid[:, None], self.alpha, self.gamma)
+            trusty = trusty.to(masks.dtype)
+            focal = binary_focal_loss(trusty, novel, valid[:, None], self.alpha, self.gamma)
             losses['loss_disc'] = self.disc_weight * focal.sum() / count
         return losses

@@ -1,6 +1,6 @@
 """Zero-shot segmentation metrics, as reported for TagCLIP (arXiv 2304.07547)."""
 
-from typing import Dict, Sequence
+from typing import Dict, Optional, Sequence
 
 import numpy as np
 from mmseg.evaluation.metrics import IoUMetric
@@ -20,8 +20,8 @@ class ZeroShotIoUMetric(IoUMetric):
         **kwargs: Arguments of ``IoUMetric``.
 
     Raises:
-        ValueError: If an index is not one of the classes, is given twice, or if no seen or no unseen
-            class is left.
+        ValueError: If an index is given twice; or, when the metric learns of the data set, if one is
+            not among its classes or if no seen or no unseen class is left.
     """
 
     def __init__(self, novel_class: Sequence[int], **kwargs) -> None:
@@ -30,16 +30,18 @@ class ZeroShotIoUMetric(IoUMetric):
             raise ValueError(f'novel_class names a class twice: {list(novel_class)}')
         self.novel_class = list(novel_class)
 
-    def compute_metrics(self, results: list) -> Dict[str, float]:
-        """Compute the metrics from the areas of all images."""
-        metrics = super().compute_metrics(results)
-        if self.format_only:
-            return metrics
-        classes = self.dataset_meta['classes']
+    @property
+    def dataset_meta(self) -> Optional[dict]:
+        """Metainfo of the data set; the runner sets it before anything runs."""
+        return self._dataset_meta
+
+    @dataset_meta.setter
+    def dataset_meta(self, dataset_meta: dict) -> None:
+        classes = dataset_meta['classes']
         wrong = [i for i in self.novel_class if not 0 <= i < len(classes)]
         if wrong:
             raise ValueError(
-                f'novel_class holds {wrong}, but the data set has {len(classes)} classes '
+                f'novel_class of the metric holds {wrong}, but the data set has {len(classes)} classes '
                 f'(0 to {len(classes) - 1})'
             )
         if not 0 < len(self.novel_class) < len(classes):
@@ -47,12 +49,19 @@ class ZeroShotIoUMetric(IoUMetric):
                 f'novel_class must leave seen and unseen classes, got {len(self.novel_class)} of '
                 f'{len(classes)}; use IoUMetric where there is no split'
             )
+        self._dataset_meta = dataset_meta
+
+    def compute_metrics(self, results: list) -> Dict[str, float]:
+        """Compute the metrics from the areas of all images."""
+        metrics = super().compute_metrics(results)
+        if self.format_only:
+            return metrics
         intersect, union, _, label = (sum(areas).double().numpy() for areas in zip(*results))
         with np.errstate(invalid='ignore'):
             iou = 100 * intersect / union
         if self.nan_to_num is not None:
             iou = np.nan_to_num(iou, nan=self.nan_to_num)
-        unseen = np.zeros(len(classes), bool)
+        unseen = np.zeros(len(iou), bool)
         unseen[self.novel_class] = True
         # A half of which no class occurs has mean 0/0, and so has the harmonic mean.
         halves = (iou[~unseen], iou[unseen])

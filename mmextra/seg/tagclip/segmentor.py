@@ -1,5 +1,6 @@
 """The TagCLIP segmentor (arXiv 2304.07547)."""
 
+import colorsys
 from typing import List, Optional, Sequence, Tuple, Union
 
 import torch
@@ -8,7 +9,7 @@ from mmengine.structures import PixelData
 from mmseg.models.segmentors import EncoderDecoder
 from mmseg.models.text_encoder import CLIPTextEncoder
 from mmseg.registry import MODELS as MMSEG_MODELS
-from mmseg.utils import get_classes
+from mmseg.utils import SampleList, get_classes
 from torch import Tensor, nn
 
 from mmextra.engine.arrays import read_arrays
@@ -83,6 +84,15 @@ def check_vocabulary(names: Sequence[str]) -> List[str]:
     return list(names)
 
 
+def class_colours(count: int) -> List[List[int]]:
+    """Colours that differ, (R, G, B) from 0 to 255."""
+    golden = (3 - 5**0.5) / 2  # of a turn: no two hues among the first so many are close
+    return [
+        [round(255 * v) for v in colorsys.hsv_to_rgb(i * golden % 1, 0.6 + 0.4 * (i % 2), 0.92)]
+        for i in range(count)
+    ]
+
+
 @MODELS.register_module()
 class TagCLIP(EncoderDecoder):
     """Zero-shot segmentor: CLIP with visual prompts, and a head over text queries.
@@ -136,9 +146,10 @@ class TagCLIP(EncoderDecoder):
             raise ValueError('pretrained is not supported: name the checkpoint in init_cfg')
         if (text_encoder is None) == (text_embedding is None):
             raise ValueError('give either text_encoder or text_embedding, the text side')
-        encoder, stored = None, None
+        encoder, stored, names = None, None, None
         if text_embedding is None:
-            encoder, count = self._build_encoder(text_encoder)
+            encoder, names = self._build_encoder(text_encoder)
+            count = len(names)
         else:
             stored = self._read_embedding(text_embedding, decode_head['in_channels'])
             count = len(stored)
@@ -157,6 +168,7 @@ class TagCLIP(EncoderDecoder):
             data_preprocessor=data_preprocessor,
             init_cfg=init_cfg,
         )
+        self.class_names = names
         self.text_encoder = encoder
         self.register_buffer('_stored_text', stored, persistent=False)
         self._text: Optional[Tensor] = None
@@ -166,7 +178,7 @@ class TagCLIP(EncoderDecoder):
 
     @staticmethod
     def _build_encoder(cfg: dict) -> tuple:
-        """The text encoder, and the number of its classes."""
+        """The text encoder, and the names of its classes."""
         if cfg.get('vocabulary') is not None:
             check_vocabulary(cfg['vocabulary'])
         encoder = MMSEG_MODELS.build(dict(cfg, _scope_=cfg.get('_scope_', 'mmseg')))
@@ -180,7 +192,7 @@ class TagCLIP(EncoderDecoder):
         if names is None:
             names = get_classes(encoder.dataset_name)
             names = names[1:] if names[0] == 'background' else names  # as the encoder does
-        return encoder, len(names)
+        return encoder, tuple(names)
 
     @staticmethod
     def _read_embedding(path: str, channels: int) -> Tensor:
@@ -211,6 +223,21 @@ class TagCLIP(EncoderDecoder):
         self.init_cfg = init_cfg
         load_clip(self, checkpoint_of(init_cfg))
 
+    @property
+    def dataset_meta(self) -> dict:
+        """Names and colours of the classes, for pictures; mmseg sets it from the checkpoint's meta.
+
+        The model's own vocabulary replaces the one that the checkpoint was trained with.
+        """
+        return self._dataset_meta
+
+    @dataset_meta.setter
+    def dataset_meta(self, meta: dict) -> None:
+        names = self.class_names
+        if names is not None and tuple(meta.get('classes') or ()) != names:
+            meta = dict(meta, classes=names, palette=class_colours(len(names)))
+        self._dataset_meta = meta
+
     def _forget_text(self, *args) -> None:
         self._text = None
 
@@ -221,7 +248,8 @@ class TagCLIP(EncoderDecoder):
         if self._text is None:
             with torch.autocast(device.type, enabled=False):  # they stay, whatever runs first
                 rows = self._stored_text if self.text_encoder is None else self.text_encoder()
-            self._text = F.normalize(rows.float(), dim=-1)
+            rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
+            self._text = F.normalize(rows, dim=-1)
         self._text = self._text.to(device)
         return self._text
 
@@ -242,6 +270,24 @@ class TagCLIP(EncoderDecoder):
             text = text[self.decode_head.seen_idx]
         return maps[-1], image, text
 
+    def loss(self, inputs: Tensor, data_samples: SampleList) -> dict:
+        """Losses of a batch; images (B, 3, H, W) are padded to whole patches, which the losses ignore."""
+        padding = self._padding(inputs)
+        if any(padding):
+            inputs = F.pad(inputs, padding)
+            value = self.decode_head.pad_index
+            data_samples = [sample.clone() for sample in data_samples]
+            for sample in data_samples:
+                label = F.pad(sample.gt_sem_seg.data, padding, value=value)
+                sample.set_data(dict(gt_sem_seg=PixelData(data=label)))
+        return super().loss(inputs, data_samples)
+
+    def _padding(self, inputs: Tensor) -> Tuple[int, int, int, int]:
+        """Pixels to add at the left, right, top and bottom of images, for whole patches."""
+        height, width = inputs.shape[-2:]
+        patch = self.backbone.patch_size
+        return 0, -width % patch, 0, -height % patch
+
     def encode_decode(self, inputs: Tensor, batch_img_metas: List[dict]) -> Tensor:
         """Scores (B, C, H, W) of images of one size."""
         return self.encode_decode_trusty(inputs)[:, : self.out_channels]
@@ -255,8 +301,7 @@ class TagCLIP(EncoderDecoder):
             Tensor: (B, C + 1, H, W), or (B, C, H, W).
         """
         height, width = inputs.shape[-2:]
-        patch = self.backbone.patch_size
-        padded = F.pad(inputs, (0, -width % patch, 0, -height % patch))
+        padded = F.pad(inputs, self._padding(inputs))
         metas = [dict(img_shape=padded.shape[-2:])]
         scores, trusty = self.decode_head.predict_with_trusty(self.extract_feat(padded), metas)
         if trusty is not None:
@@ -299,18 +344,20 @@ class TagCLIP(EncoderDecoder):
             list[SegDataSample]: As in mmseg, in the size of the original images; and ``trusty_map``,
                 (1, H, W), the probability that a pixel is of a novel class.
         """
+        has_trusty = seg_logits.shape[1] > self.out_channels
+        if not has_trusty:  # a lone channel, that of one class, would be taken for a binary logit
+            seg_logits = torch.cat((seg_logits, torch.zeros_like(seg_logits[:, :1])), 1)
         samples = super().postprocess_result(seg_logits, data_samples)
-        if seg_logits.shape[1] == self.out_channels:
-            return samples
         for sample in samples:
-            scores = sample.seg_logits.data[:-1]
+            scores, trusty = sample.seg_logits.data.tensor_split([self.out_channels])
             sample.set_data(
                 dict(
-                    trusty_map=PixelData(data=sample.seg_logits.data[-1:]),
                     seg_logits=PixelData(data=scores),
                     pred_sem_seg=PixelData(data=scores.argmax(0, keepdim=True)),
                 )
             )
+            if has_trusty:
+                sample.set_data(dict(trusty_map=PixelData(data=trusty)))
         return samples
 
 

@@ -58,7 +58,9 @@ class VPTCLIPVisionTransformer(BaseModule):
 
     Args:
         input_resolution (int): Side in pixels of the square images that the stored positions are
-            for. Others, square or not, work by interpolation. Defaults to 512.
+            for. Others, square or not, work by interpolation; what is left beyond whole patches is not
+            seen, as in CLIP (``TagCLIP`` pads its images; for a stock head, let the data preprocessor
+            do so). Defaults to 512.
         patch_size (int): Side of a patch. Defaults to 16.
         width (int): Channels of the tokens. Defaults to 768.
         layers (int): Number of blocks. Defaults to 12.
@@ -74,7 +76,8 @@ class VPTCLIPVisionTransformer(BaseModule):
             these blocks return take the place of the projected one. One entry stands for the
             projected map, whichever it is. Defaults to None.
         get_embeddings (bool): Whether to give the image embedding beside the maps. Set False for a
-            stock head. Defaults to True.
+            stock head; what then follows the last of several maps is neither run nor trained.
+            Defaults to True.
         prompt_dropout (float): Dropout rate of the projected prompts. Defaults to 0.1.
         init_cfg (dict, optional): ``dict(type='mmextra.OfficialCheckpoint', checkpoint=PATH)`` or
             ``Pretrained`` with OpenAI's weights, a state dict or a TorchScript archive. The prompts
@@ -135,6 +138,13 @@ class VPTCLIPVisionTransformer(BaseModule):
         self._init_prompts()
         for name, parameter in self.named_parameters():
             parameter.requires_grad = 'prompt' in name
+        if not self.projects:
+            self.prompt_norm.requires_grad_(False)  # unread: no process has to look for it
+
+    @property
+    def projects(self) -> bool:
+        """Whether anything is read that is projected to CLIP's joint space."""
+        return self.get_embeddings or len(self.out_indices) == 1
 
     @staticmethod
     def _check(width, heads, layers, prompt_dim, total_d_layer, out_indices) -> None:
@@ -184,6 +194,8 @@ class VPTCLIPVisionTransformer(BaseModule):
             x = block(self.with_prompts(x, i, grid[0] * grid[1]))
             if len(self.out_indices) > 1 and i in self.out_indices:
                 maps.append(self.to_map(x, grid))
+            if not self.projects and i == max(self.out_indices):
+                return tuple(maps)
         x = self.ln_post(self.prompt_norm(x)) @ self.proj
         if not maps:
             maps = [F.normalize(self.to_map(x, grid), dim=1)]
