@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from mmextra.distill.base import DistillHook, LossDict, Recorder, Teacher, loss_weight
 from mmextra.distill.ld.heads import ATSSDistHead, FCOSDistHead, RetinaDistHead
-from mmextra.distill.pyramid import precise
 from mmextra.distill.ld.regions import (
     IMITATION_METHODS,
     centers,
@@ -22,6 +21,7 @@ from mmextra.distill.ld.regions import (
     points_inside,
     vlr_weights,
 )
+from mmextra.distill.pyramid import precise
 from mmextra.engine.checkpoint import StateDict, register_layout
 from mmextra.ops.rotated import axis_aligned
 from mmextra.registry import HOOKS
