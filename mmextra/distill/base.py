@@ -707,6 +707,11 @@ def _optimise(adapters: nn.Module, runner: Runner) -> None:
     # With several groups (paramwise_cfg) mmengine tracks the base settings in an entry of their own.
     base = wrapper.base_param_settings or optimizer.param_groups[0]
     group = {k: copy.copy(v) for k, v in base.items() if k not in ('params', 'param_names')}
+    if base is wrapper.base_param_settings and (runner.auto_scale_lr or {}).get('enable'):
+        # mmengine scales the learning rate of every group, and leaves the base settings as they are.
+        images = runner.world_size * runner.train_dataloader.batch_size
+        for key in group.keys() & {'lr', 'initial_lr'}:
+            group[key] *= images / runner.auto_scale_lr['base_batch_size']
     optimizer.add_param_group(dict(group, params=list(adapters.parameters())))
     position = len(optimizer.param_groups) - 1
     schedulers = runner.param_schedulers or []

@@ -179,6 +179,11 @@ def test_adapters_train_with_the_base_settings(shapes_root, tmp_path, teacher_fi
     assert runner.optim_wrapper.optimizer.param_groups[0]['lr'] == pytest.approx(0.0001)
     momentum = [runner.optim_wrapper.optimizer.state[p]['momentum_buffer'] for p in group['params']]
     assert all(m.abs().sum() > 0 for m in momentum)
+    # `--auto-scale-lr`: four images where the recipe has eight.
+    cfg.auto_scale_lr = dict(enable=True, base_batch_size=8)
+    cfg.train_cfg.max_epochs = 1
+    groups = train(cfg).optim_wrapper.optimizer.param_groups
+    assert [groups[i]['initial_lr'] for i in (0, -1)] == pytest.approx([0.0005, 0.005])
 
 
 @OPTIM_WRAPPERS.register_module(force=True)
@@ -321,7 +326,9 @@ def test_a_teacher_whose_format_is_not_given_sees_what_the_student_sees(normalis
     if normalised:
         config = dict(model=config, default_scope='mmpretrain', data_preprocessor=pixels)
     teacher = Teacher(config)
-    student = MODELS.build(dict(type='mmpretrain.ClsDataPreprocessor', mean=[0.0] * 3, std=[1.0] * 3))
+    student = MODELS.build(
+        dict(type='mmpretrain.ClsDataPreprocessor', mean=[0.0] * 3, std=[1.0] * 3)
+    )
     inputs = torch.full((1, 3, 32, 32), 180.0)
     teacher.see(inputs, None, student)
     assert torch.equal(teacher.inputs, torch.ones_like(inputs) if normalised else inputs)
@@ -354,7 +361,10 @@ def test_teacher_checkpoints_are_read_as_their_model_reads_them(tmp_path):
 @pytest.mark.parametrize('old_torch', [False, True])
 def test_teacher_computes_under_the_autocast_of_the_student(old_torch, monkeypatch):
     for enabled in (True, False):
-        with torch.autocast('cpu', dtype=torch.bfloat16, enabled=enabled), monkeypatch.context() as m:
+        with (
+            torch.autocast('cpu', dtype=torch.bfloat16, enabled=enabled),
+            monkeypatch.context() as m,
+        ):
             if old_torch:  # < 2.4
                 m.delattr(torch, 'get_autocast_dtype')
             found = base._autocast_of('cpu')
