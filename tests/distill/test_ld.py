@@ -585,6 +585,15 @@ def test_fcos_head_refuses_normalised_boxes():
         )
 
 
+def test_distances_do_not_see_autocast():
+    head = detector_with('atss').bbox_head
+    logits = [m.bfloat16() for m in random_case('atss')[1][1]]
+    plain = head.distances([m.float() for m in logits])
+    with torch.autocast('cpu', torch.bfloat16):
+        under = head.distances(logits)
+    assert all(torch.equal(a, b) for a, b in zip(plain, under))
+
+
 @pytest.mark.parametrize('head', ['atss', 'fcos', 'retina'])
 def test_distribution_heads_predict_boxes(head):
     """A distribution that is sure of distance d gives a box d strides around the centre."""
