@@ -23,7 +23,7 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 
 import mmextra.registry  # noqa: F401  for `mmextra::` bases and safe loading
-from mmextra.distill.base import DistillHook, Teacher
+from mmextra.distill.base import ADAPTERS_KEY, DistillHook, Recorder, Teacher
 from mmextra.distill.dsig import InstanceGraphDistillHook, dense_extractor, edge_matrix
 from mmextra.distill.sea import SEADistillHook, SemanticAlignLoss
 from mmextra.engine.checkpoint import read_checkpoint, state_dict_of
@@ -66,11 +66,10 @@ def edge_gap(
 
 
 def align_gap(
-    hook: SEADistillHook, inputs: Tensor, own: list, other: list, samples: list
+    hook: SEADistillHook, student: Recorder, teacher: Teacher, inputs: Tensor, samples: list
 ) -> Dict[str, List[float]]:
     """The losses of one batch without their weights."""
-    labels = hook.label_maps(inputs, own, samples)
-    losses = SemanticAlignLoss(1.0, 1.0)(own, other, labels)
+    losses = SemanticAlignLoss(1.0, 1.0)(*hook.aligned(student, teacher, inputs, samples))
     return {name.removeprefix('loss_sea_'): [value.item()] for name, value in losses.items()}
 
 
@@ -79,7 +78,8 @@ def gap(cfg: Config, checkpoint: str) -> Dict[str, float]:
     """The distances of one student, averaged over images (Dsig) or batches (SEA)."""
     init_default_scope(cfg.get('default_scope', 'mmdet'))
     student = MODELS.build(cfg.model)
-    student.load_state_dict(state_dict_of(read_checkpoint(checkpoint)))
+    whole = read_checkpoint(checkpoint)
+    student.load_state_dict(state_dict_of(whole))
     student.eval()
     hooks = [HOOKS.build(h) for h in cfg.get('custom_hooks') or [] if 'teacher' in h]
     hooks = [h for h in hooks if isinstance(h, (InstanceGraphDistillHook, SEADistillHook))]
@@ -89,6 +89,19 @@ def gap(cfg: Config, checkpoint: str) -> Dict[str, float]:
     teacher = Teacher(**hook.teacher_options)
     hook.check(student, teacher.model)
     teacher.records.watch(hook.teacher_records)
+    hook.adapters = hook.build_adapters(student, teacher.model)
+    if hook.adapters is not None:
+        key = type(hook).__name__
+        if key not in whole.get(ADAPTERS_KEY, {}):
+            raise ValueError(
+                f'{checkpoint} holds no adapters beside the student, and its features are not of the '
+                "teacher's width: give a checkpoint of the distilled run, not a published one"
+            )
+        hook.adapters.load_state_dict(whole[ADAPTERS_KEY][key])
+    records = Recorder(student, 'student')
+    if isinstance(hook, SEADistillHook):
+        records.watch(hook.student_records)
+        records.arm()
     found = defaultdict(list)
     for data in Runner.build_dataloader(annotated(cfg.val_dataloader)):
         batch = student.data_preprocessor(data, False)
@@ -96,8 +109,8 @@ def gap(cfg: Config, checkpoint: str) -> Dict[str, float]:
         teacher.see(inputs, samples, student.data_preprocessor)
         own, other = student.extract_feat(inputs), teacher.features
         if isinstance(hook, SEADistillHook):
-            own, other = ([maps[i] for i in hook.levels] for maps in (own, other))
-            values = align_gap(hook, inputs, own, other, samples)
+            values = align_gap(hook, records, teacher, inputs, samples)
+            records.clear()
         else:
             boxes = [sample.gt_instances.bboxes for sample in samples]
             values = edge_gap(student, inputs, own, other, boxes)

@@ -2,7 +2,8 @@
 
     python tools/distill_gradients.py configs/sea/sea_retinanet_bccd_demo.py --batches 4
 
-Weights of distillation losses are best compared by these norms, not by the values of the losses.
+Weights of distillation losses are best compared by these norms, not by the values of the losses. They are
+those of the full weights, whatever `begin`, `end` and `warmup` say.
 Prints one line of JSON: loss name -> norm of its gradient over all student parameters, averaged over
 a few training batches; `distillation` is the norm of all that the hooks add together.
 """
@@ -51,6 +52,8 @@ def gradient_norms(cfg: Config, batches: int) -> Dict[str, float]:
     model = runner.model.train()
     parameters = [p for p in model.parameters() if p.requires_grad]
     found = defaultdict(list)
+    for hook in hooks:  # at full weight, whenever that is reached
+        hook.begin, hook.end, hook.warmup = 0, None, 0
     for data in islice(Runner.build_dataloader(cfg.train_dataloader), batches):
         data = model.data_preprocessor(data, True)
         own = set(model(**data, mode='loss'))

@@ -29,7 +29,7 @@ from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import MODELS
-from mmengine.runner import Runner
+from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import Tensor, nn
 
 from mmextra.engine.checkpoint import read_checkpoint, state_dict_of
@@ -200,6 +200,7 @@ class PixelFormat:
         """Whether two formats give the same input for the same image."""
         return (
             self.swap == other.swap
+            and self.pad_value == other.pad_value
             and torch.equal(self.mean.cpu(), other.mean.cpu())
             and torch.equal(self.std.cpu(), other.std.cpu())
         )
@@ -231,7 +232,8 @@ class Teacher:
 
     Args:
         config (str | dict): ``'mmdet::gfl/...'``, the path of a config, or a config dict (whole, or
-            its ``model`` alone).
+            its ``model`` alone). Where it has no ``data_preprocessor``, the teacher takes the
+            student's input as it is.
         checkpoint (str, optional): The teacher's weights. Without them the teacher is random, and a
             warning says so. Defaults to None.
         mode (str): ``'eval'``, or ``'train'`` to use (and move) batch statistics. Defaults to
@@ -252,7 +254,7 @@ class Teacher:
     ) -> None:
         if mode not in ('eval', 'train'):
             raise ValueError(f"teacher mode must be 'eval' or 'train', got {mode!r}")
-        self.model = _build_teacher(config)
+        self.model, self.pixels = _build_teacher(config)
         if checkpoint is None:
             print_log(
                 'the teacher has no checkpoint: its weights are random, and the student learns noise from it. '
@@ -268,6 +270,7 @@ class Teacher:
         self.input_size = (input_size, input_size) if isinstance(input_size, int) else input_size
         self.records = Recorder(self.model, 'teacher')
         self._inputs: Optional[Tensor] = None
+        self._preprocessor: Optional[nn.Module] = None
         self._memo: Dict[str, Any] = {}
 
     def see(self, inputs: Tensor, data_samples: Optional[list], preprocessor: nn.Module) -> None:
@@ -275,13 +278,13 @@ class Teacher:
         if inputs is self._inputs:
             return
         self.forget()
-        self._inputs, self._data_samples, self._preprocessor = inputs, data_samples, preprocessor
-        device = inputs.device.type
-        self._autocast = (
-            device,
-            torch.get_autocast_dtype(device),
-            torch.is_autocast_enabled(device),
-        )
+        self._inputs, self._data_samples = inputs, data_samples
+        if preprocessor is not self._preprocessor:  # once: comparing numbers waits for the device
+            self._preprocessor, self._student_pixels = preprocessor, PixelFormat.of(preprocessor)
+            self._converts = self.pixels is not None and not self.pixels.same_as(
+                self._student_pixels
+            )
+        self._autocast = _autocast_of(inputs.device.type)
 
     def forget(self) -> None:
         """Drop the batch and everything computed for it."""
@@ -292,8 +295,7 @@ class Teacher:
     @contextmanager
     def context(self):
         """Where the teacher computes: no gradient, the student's autocast. For methods of the teacher's own parts."""
-        device, dtype, enabled = self._autocast
-        with torch.no_grad(), torch.autocast(device, dtype=dtype, enabled=enabled):
+        with torch.no_grad(), torch.autocast(**self._autocast):
             yield self.model
 
     def _once(self, key: str, compute: Callable[[], Any]) -> Any:
@@ -314,13 +316,9 @@ class Teacher:
     def inputs(self) -> Tensor:
         """The batch in the teacher's own pixel format and size, (B, 3, H, W)."""
         if 'inputs' not in self._memo:
-            own, student = (
-                PixelFormat.of(self.model.data_preprocessor),
-                PixelFormat.of(self._preprocessor),
-            )
             x = self._inputs
-            if not own.same_as(student):
-                x = student.convert(x, own, self._data_samples)
+            if self._converts:
+                x = self._student_pixels.convert(x, self.pixels, self._data_samples)
             if self.input_size is not None and tuple(x.shape[-2:]) != tuple(self.input_size):
                 x = F.interpolate(
                     x,
@@ -373,6 +371,17 @@ class Teacher:
         )
 
 
+def _autocast_of(device: str) -> dict:
+    """Arguments of ``torch.autocast`` for what is in force on this type of device."""
+    if hasattr(torch, 'get_autocast_dtype'):
+        dtype, enabled = torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
+    elif device == 'cpu':  # torch < 2.4
+        dtype, enabled = torch.get_autocast_cpu_dtype(), torch.is_autocast_cpu_enabled()
+    else:
+        dtype, enabled = torch.get_autocast_gpu_dtype(), torch.is_autocast_enabled()
+    return dict(device_type=device, dtype=dtype, enabled=enabled)
+
+
 def _tensors(value: Any) -> List[Tensor]:
     """All tensors of a nested structure."""
     if isinstance(value, Tensor):
@@ -382,8 +391,9 @@ def _tensors(value: Any) -> List[Tensor]:
     return [t for v in value for t in _tensors(v)] if isinstance(value, (list, tuple)) else []
 
 
-def _build_teacher(config: Union[str, dict]) -> nn.Module:
-    """Build the model of a config under the config's own default scope, without any pre-trained initialisation."""
+def _build_teacher(config: Union[str, dict]) -> Tuple[nn.Module, Optional[PixelFormat]]:
+    """Build the model of a config under the config's own default scope, without any pre-trained initialisation;
+    and read the pixel format that it was trained with, None if the config does not say."""
     if isinstance(config, str):
         config = get_config(config) if '::' in config else Config.fromfile(config)
     model = copy.deepcopy(config['model'] if 'model' in config else config)
@@ -393,7 +403,9 @@ def _build_teacher(config: Union[str, dict]) -> nn.Module:
     scope = config.get('default_scope') or model.get('_scope_')
     # Two-stage detectors read parts of their config as attributes.
     model = ConfigDict(_without_pretrained(model), **(dict(_scope_=scope) if scope else {}))
-    return MODELS.build(model)
+    teacher = MODELS.build(model)
+    known = model.get('data_preprocessor') is not None
+    return teacher, PixelFormat.of(teacher.data_preprocessor) if known else None
 
 
 def _without_pretrained(cfg: Any) -> Any:
@@ -411,23 +423,23 @@ def _without_pretrained(cfg: Any) -> Any:
 
 
 def _load_strictly(model: nn.Module, checkpoint: str) -> None:
-    state, own = state_dict_of(read_checkpoint(checkpoint)), model.state_dict()
-    problems = [
-        f'missing {k}' for k in own if k not in state and not k.endswith('num_batches_tracked')
-    ]
-    problems += [
-        f'{k} is {tuple(state[k].shape)}, expected {tuple(own[k].shape)}'
-        for k in own
-        if k in state and state[k].shape != own[k].shape
-    ]
-    problems += [f'left over {k}' for k in state if k not in own]
+    """Load weights of which every key is accounted for, as the model itself reads them: position maps of another
+    image size are fitted, old key names are translated. Files of early mmengine also hold pixel means."""
+    state = state_dict_of(read_checkpoint(checkpoint))
+    state = {k: v for k, v in state.items() if not k.startswith('data_preprocessor.')}
+    try:
+        missing, left_over = model.load_state_dict(state, strict=False)
+    except RuntimeError as error:  # shapes
+        problems = [line.strip() for line in str(error).splitlines()[1:]]
+    else:
+        problems = [f'missing {k}' for k in missing if not k.endswith('num_batches_tracked')]
+        problems += [f'left over {k}' for k in left_over]
     if problems:
         more = f' (+{len(problems) - 6} more)' if len(problems) > 6 else ''
         raise ValueError(
             f'teacher checkpoint {checkpoint} is not of this {type(model).__name__}: '
             f'{"; ".join(problems[:6])}{more}. Give the checkpoint that belongs to the teacher config.'
         )
-    model.load_state_dict(state, strict=False)
 
 
 @contextmanager
@@ -597,6 +609,8 @@ class DistillHook(Hook):
             )
         if not isinstance(runner.optim_wrapper, OptimWrapper) or not self.enabled:
             return  # testing or validating only, or every weight is 0
+        if self.teacher is not None:
+            return  # testing or validating after training: the runner calls this again
         student = runner.model.module if is_model_wrapper(runner.model) else runner.model
         if runner not in _SESSIONS:
             _SESSIONS[runner] = _Session(student)
@@ -615,7 +629,14 @@ class DistillHook(Hook):
         self._key = type(self).__name__ + (f'_{same.index(self)}' if len(same) > 1 else '')
 
     def before_train(self, runner: Runner) -> None:
-        """Say so if the runner never called :meth:`before_run` with an optimizer, as some strategies do."""
+        """Say so if the runner never called :meth:`before_run` with an optimizer, as some strategies do, or counts
+        no epochs."""
+        limited = self.begin or self.end is not None or self.warmup
+        if limited and self.by_epoch and isinstance(runner.train_loop, IterBasedTrainLoop):
+            raise ValueError(
+                f'{type(self).__name__} counts begin={self.begin}, end={self.end} and warmup={self.warmup} in epochs, '
+                'and an IterBasedTrainLoop stays in epoch 0: give them in iterations, with by_epoch=False'
+            )
         if self.enabled and self.teacher is None:
             raise RuntimeError(
                 f'{type(self).__name__} was given no optimizer before the run: use the stock Runner'
@@ -686,6 +707,11 @@ def _optimise(adapters: nn.Module, runner: Runner) -> None:
     # With several groups (paramwise_cfg) mmengine tracks the base settings in an entry of their own.
     base = wrapper.base_param_settings or optimizer.param_groups[0]
     group = {k: copy.copy(v) for k, v in base.items() if k not in ('params', 'param_names')}
+    if base is wrapper.base_param_settings and (runner.auto_scale_lr or {}).get('enable'):
+        # mmengine scales the learning rate of every group, and leaves the base settings as they are.
+        images = runner.world_size * runner.train_dataloader.batch_size
+        for key in group.keys() & {'lr', 'initial_lr'}:
+            group[key] *= images / runner.auto_scale_lr['base_batch_size']
     optimizer.add_param_group(dict(group, params=list(adapters.parameters())))
     position = len(optimizer.param_groups) - 1
     schedulers = runner.param_schedulers or []

@@ -52,9 +52,10 @@ def background_entropy(logits: Tensor) -> Tensor:
 
 
 def edge_matrix(nodes: Tensor) -> Tensor:
-    """Cosine similarity of every pair of nodes, (V, V), of features (V, ...)."""
-    nodes = nodes.flatten(1)
-    products = nodes @ nodes.T
+    """Cosine similarity of every pair of nodes, (V, V), of features (V, ...); autocast does not matter."""
+    nodes = precise(nodes).flatten(1)
+    with torch.autocast(nodes.device.type, enabled=False):
+        products = nodes @ nodes.T
     # Norms off the diagonal: features are long, and this way they are read once.
     scale = products.diagonal().clamp(min=1e-24).rsqrt()
     return products * scale[:, None] * scale

@@ -241,7 +241,8 @@ class SemanticAlignLoss(nn.Module):
             categories = self.categories(labels)
             if len(categories):
                 own, other = precise(student).flatten(2), precise(teacher).flatten(2)
-                levels.append(self.level_terms(own, other, labels, categories))
+                with torch.autocast(labels.device.type, enabled=False):
+                    levels.append(self.level_terms(own, other, labels, categories))
             else:  # every parameter still gets a gradient, as DDP wants it
                 empty = empty + precise(student).sum() * 0
         return {
@@ -288,7 +289,7 @@ def group_shares(members: Tensor, background: Tensor) -> Tensor:
     """
     groups = torch.cat([members, background[:, None].to(members.dtype)], 1)
     counts = groups.sum((0, 2))
-    return torch.matmul(1 / counts.clamp(min=1), groups) / (counts > 0).sum()
+    return torch.matmul(1 / counts.clamp(min=1), groups) / (counts > 0).sum().clamp(min=1)
 
 
 @HOOKS.register_module()
@@ -400,16 +401,26 @@ class SEADistillHook(DistillHook):
         self, student: Recorder, teacher: Teacher, inputs: Tensor, data_samples: list
     ) -> LossDict:
         """``loss_sea_anchor``, ``loss_sea_topo`` and, if asked for, ``loss_sea_pixel``."""
-        own = [precise(m) for m in self._chosen(student[self.student_layer], 'student')]
-        labels = self.label_maps(inputs, own, data_samples)
+        return self.align(*self.aligned(student, teacher, inputs, data_samples))
+
+    def aligned(
+        self, student: Recorder, teacher: Teacher, inputs: Tensor, data_samples: list
+    ) -> Tuple[List[Tensor], List[Tensor], List[Tensor]]:
+        """What is compared: the aligned levels of student and teacher, and the category of every pixel."""
+        output = student[self.student_layer]
+        own = [precise(m) for m in self._chosen(output, 'student')]
+        # Strides of all levels: those of coarse ones are known from finer ones.
+        strides = pyramid_strides(inputs.shape[-2:], as_maps(output))
+        labels = self.label_maps(own, [strides[i] for i in self.levels], data_samples)
         if self.adapters is not None:
             own = [adapt(m) for adapt, m in zip(self.adapters, own)]
         teacher.features  # noqa: B018  runs what the layer is part of
-        other = self._chosen(teacher.records[self.teacher_layer], 'teacher')
-        return self.align(own, other, labels)
+        return own, self._chosen(teacher.records[self.teacher_layer], 'teacher'), labels
 
     @torch.no_grad()
-    def label_maps(self, inputs: Tensor, maps: List[Tensor], data_samples: list) -> List[Tensor]:
+    def label_maps(
+        self, maps: List[Tensor], strides: List[int], data_samples: list
+    ) -> List[Tensor]:
         """The category of every pixel of the aligned levels."""
         objects = [s.gt_instances for s in data_samples]
         ignored = [
@@ -426,7 +437,7 @@ class SEADistillHook(DistillHook):
             [o.bboxes for o in objects],
             [o.labels for o in objects],
             [tuple(m.shape[-2:]) for m in maps],
-            pyramid_strides(inputs.shape[-2:], maps),
+            strides,
             [s.metainfo['img_shape'][:2] for s in data_samples],
             ignored,
             masks,

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from mmdet.structures import DetDataSample
 from mmengine.config import Config
 from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
@@ -19,9 +20,10 @@ from training import (
     weights,
 )
 
-from mmextra.distill.base import ADAPTERS_KEY, DistillHook, PixelFormat, Recorder
+from mmextra.distill import base
+from mmextra.distill.base import ADAPTERS_KEY, DistillHook, PixelFormat, Recorder, Teacher
 from mmextra.engine.checkpoint import read_checkpoint
-from mmextra.registry import HOOKS, OPTIM_WRAPPERS
+from mmextra.registry import HOOKS, MODELS, OPTIM_WRAPPERS
 
 TINY = {}
 
@@ -118,6 +120,29 @@ def test_outside_its_window_the_hook_changes_nothing(shapes_root, tmp_path, teac
     assert_equal_weights(weights(plain.model), weights(distilled.model))
 
 
+def test_windows_are_counted_in_what_the_loop_counts(shapes_root, tmp_path, teacher_file):
+    """An iteration loop stays in epoch 0, where a warm-up in epochs would never end."""
+    cfg = detection_run(small_gfl(), shapes_root, tmp_path, [neck(teacher_file, warmup=1)])
+    cfg.train_cfg = dict(type='IterBasedTrainLoop', max_iters=2)
+    with pytest.raises(ValueError, match='warmup=1 in epochs.*by_epoch=False'):
+        train(cfg)
+    cfg.custom_hooks[-1].by_epoch = False
+    first, second = losses_of(train(cfg))['loss_neck']
+    assert first == 0 < second
+
+
+def test_testing_after_training_leaves_the_adapters_alone(shapes_root, tmp_path, teacher_file):
+    """The runner calls `before_run` for each of train, val and test."""
+    cfg = detection_run(small_gfl(), shapes_root, tmp_path, [neck(teacher_file)])
+    cfg.train_cfg.max_epochs = 1
+    runner = train(cfg)
+    hook = next(h for h in runner.hooks if isinstance(h, NeckHook))
+    before, groups = weights(hook.adapters), len(runner.optim_wrapper.optimizer.param_groups)
+    runner.call_hook('before_run')
+    assert_equal_weights(before, weights(hook.adapters))
+    assert len(runner.optim_wrapper.optimizer.param_groups) == groups
+
+
 def test_resume_equals_an_unbroken_run(shapes_root, tmp_path, teacher_file):
     hooks = [ld(teacher_file), neck(teacher_file)]
     cfg = detection_run(small_gfl(), shapes_root, tmp_path / 'a', hooks)
@@ -154,6 +179,11 @@ def test_adapters_train_with_the_base_settings(shapes_root, tmp_path, teacher_fi
     assert runner.optim_wrapper.optimizer.param_groups[0]['lr'] == pytest.approx(0.0001)
     momentum = [runner.optim_wrapper.optimizer.state[p]['momentum_buffer'] for p in group['params']]
     assert all(m.abs().sum() > 0 for m in momentum)
+    # `--auto-scale-lr`: four images where the recipe has eight.
+    cfg.auto_scale_lr = dict(enable=True, base_batch_size=8)
+    cfg.train_cfg.max_epochs = 1
+    groups = train(cfg).optim_wrapper.optimizer.param_groups
+    assert [groups[i]['initial_lr'] for i in (0, -1)] == pytest.approx([0.0005, 0.005])
 
 
 @OPTIM_WRAPPERS.register_module(force=True)
@@ -234,8 +264,6 @@ def test_evaluation_never_sees_the_hook(shapes_root, tmp_path, teacher_file):
 
 def test_unknown_names_list_near_ones():
     model = Config(dict(model=small_gfl())).model
-    from mmdet.registry import MODELS
-
     recorder = Recorder(MODELS.build(dict(model, _scope_='mmdet')), 'student')
     with pytest.raises(
         ValueError, match=r"no submodule 'backbone.layer5'; near names: .*backbone.layer4"
@@ -261,7 +289,6 @@ def test_recorder_keeps_inputs_before_in_place_changes():
 
 def test_teacher_gets_its_own_pixels():
     from mmdet.models import DetDataPreprocessor
-    from mmdet.structures import DetDataSample
 
     caffe = dict(mean=[103.53, 116.28, 123.675], std=[1.0, 1.0, 1.0], bgr_to_rgb=False)
     torchvision = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True)
@@ -278,6 +305,70 @@ def test_teacher_gets_its_own_pixels():
         assert not formats[0].same_as(formats[1])
         got = formats[0].convert(seen['inputs'], formats[1], seen['data_samples'])
         torch.testing.assert_close(got, expected['inputs'], rtol=1e-4, atol=1e-3)
+
+
+def test_teacher_with_another_padding():
+    own = PixelFormat(torch.zeros(3), torch.ones(3), swap=True, pad_value=114.0)
+    other = PixelFormat(torch.zeros(3), torch.ones(3), swap=True, pad_value=0.0)
+    assert own.same_as(own) and not own.same_as(other)
+    sample = DetDataSample(metainfo=dict(img_shape=(2, 3)))
+    inputs = torch.full((1, 3, 4, 4), 114.0)
+    inputs[:, :, :2, :3] = 7
+    expected = inputs.where(inputs == 7, torch.zeros(()))
+    assert torch.equal(own.convert(inputs, other, [sample]), expected)
+
+
+@pytest.mark.parametrize('normalised', [True, False])
+def test_a_teacher_whose_format_is_not_given_sees_what_the_student_sees(normalised):
+    """mmpretrain keeps the format outside `model`; its stock default would be raw pixels."""
+    config = tiny_classifier()
+    pixels = dict(mean=[120.0] * 3, std=[60.0] * 3)
+    if normalised:
+        config = dict(model=config, default_scope='mmpretrain', data_preprocessor=pixels)
+    teacher = Teacher(config)
+    student = MODELS.build(
+        dict(type='mmpretrain.ClsDataPreprocessor', mean=[0.0] * 3, std=[1.0] * 3)
+    )
+    inputs = torch.full((1, 3, 32, 32), 180.0)
+    teacher.see(inputs, None, student)
+    assert torch.equal(teacher.inputs, torch.ones_like(inputs) if normalised else inputs)
+
+
+def tiny_classifier(size=32):
+    """The config of a Vision Transformer for images of this size, without its pixel format."""
+    arch = dict(embed_dims=16, num_layers=1, num_heads=2, feedforward_channels=16)
+    backbone = dict(type='VisionTransformer', arch=arch, img_size=size, patch_size=8)
+    head = dict(type='VisionTransformerClsHead', num_classes=2, in_channels=16)
+    return dict(type='ImageClassifier', backbone=backbone, head=head, _scope_='mmpretrain')
+
+
+def test_teacher_checkpoints_are_read_as_their_model_reads_them(tmp_path):
+    """Position maps are fitted to the image size, and files of early mmengine hold pixel means, too."""
+    path = str(tmp_path / 'teacher.pth')
+    state = MODELS.build(tiny_classifier(32)).state_dict()
+    state['data_preprocessor.mean'] = torch.zeros(3, 1, 1)
+    torch.save(dict(state_dict=state), path)
+    loaded = Teacher(tiny_classifier(64), path).model.state_dict()
+    assert loaded['backbone.pos_embed'].shape == (1, 1 + 8 * 8, 16)
+    same = [k for k in loaded if k != 'backbone.pos_embed']
+    assert_equal_weights({k: loaded[k] for k in same}, {k: state[k] for k in same})
+    del state['backbone.cls_token']
+    torch.save(dict(state_dict=dict(state, extra=torch.zeros(1))), path)
+    with pytest.raises(ValueError, match='missing backbone.cls_token; left over extra'):
+        Teacher(tiny_classifier(64), path)
+
+
+@pytest.mark.parametrize('old_torch', [False, True])
+def test_teacher_computes_under_the_autocast_of_the_student(old_torch, monkeypatch):
+    for enabled in (True, False):
+        with (
+            torch.autocast('cpu', dtype=torch.bfloat16, enabled=enabled),
+            monkeypatch.context() as m,
+        ):
+            if old_torch:  # < 2.4
+                m.delattr(torch, 'get_autocast_dtype')
+            found = base._autocast_of('cpu')
+        assert (found['enabled'], found['dtype']) == (enabled, torch.bfloat16)
 
 
 def build_only(cfg):
@@ -300,7 +391,7 @@ def test_bad_teachers_are_refused_at_the_start(shapes_root, tmp_path, teacher_fi
         start(dict(teacher_file, checkpoint=str(cut)))
     other = dict(small_gfl(16), default_scope='mmdet')
     other.pop('default_scope')
-    with pytest.raises(ValueError, match='is not of this GFL.*expected'):
+    with pytest.raises(ValueError, match='is not of this GFL.*size mismatch for backbone'):
         start(dict(teacher_file, config=dict(model=other, default_scope='mmdet')))
     with pytest.raises(ValueError, match='must agree in num_classes'):
         start(teacher_file, num_classes=3)
@@ -311,8 +402,6 @@ def test_bad_teachers_are_refused_at_the_start(shapes_root, tmp_path, teacher_fi
 
 
 def test_a_teacher_without_weights_is_warned_about(shapes_root, tmp_path, teacher_file, caplog):
-    from mmextra.distill import base
-
     messages = []
     print_log, base.print_log = base.print_log, lambda message, *_, **__: messages.append(message)
     try:

@@ -124,6 +124,14 @@ def test_gradients():
     assert torch.autograd.gradcheck(total, leaves)
 
 
+def test_the_loss_does_not_see_autocast():
+    inputs = batch()
+    plain = InstanceGraphLoss()(*inputs)
+    with torch.autocast('cpu', torch.bfloat16):
+        under = InstanceGraphLoss()(*inputs)
+    assert plain == under
+
+
 def test_equal_networks_have_no_loss():
     s_fg, _, s_bg, _, logits = batch()
     leaves = [t.requires_grad_() for t in (*s_fg, *s_bg)]

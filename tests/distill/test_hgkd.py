@@ -320,6 +320,13 @@ def test_teacher_moves_with_the_model():
     assert {p.dtype for p in model.teacher.parameters()} == {torch.float64}
 
 
+def test_double_precision_is_kept():
+    pred, tokens = torch.randn(2, 1, 6, 4, 4, dtype=torch.float64)
+    losses = TokenDistillHead()(pred, tokens, torch.ones(1, 1, 2, 2, dtype=torch.bool))
+    assert TokenDistillHead.target(tokens).dtype == torch.float64
+    assert all(v.dtype == torch.float64 for v in losses.values())
+
+
 def test_targets_are_normalised_token_by_token():
     tokens = 5 + 3 * torch.randn(2, 24, 4, 4)
     target = TokenDistillHead.target(tokens)
@@ -394,7 +401,7 @@ def slow_loss(pred, tokens, active, masked_weight, visible_weight):
 def test_loss_equals_the_slow_loop(side):
     pred, tokens = torch.randn(2, 2, 5, side, side).double()
     got = TokenDistillHead(0.7, 1.3)(pred, tokens, ACTIVE)
-    masked, visible = slow_loss(pred.float(), tokens.float(), ACTIVE, 0.7, 1.3)
+    masked, visible = slow_loss(pred, tokens, ACTIVE, 0.7, 1.3)
     torch.testing.assert_close(got['loss_masked'], masked)
     torch.testing.assert_close(got['loss_visible'], visible)
 

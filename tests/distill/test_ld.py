@@ -3,8 +3,9 @@
 import pytest
 import torch
 from mmdet.structures import DetDataSample
-from mmengine.config import ConfigDict
+from mmengine.config import Config, ConfigDict
 from mmengine.structures import InstanceData
+from training import ROOT
 
 from mmextra.distill.base import Recorder
 from mmextra.distill.ld import LocalizationDistillationHook
@@ -14,10 +15,11 @@ from mmextra.distill.ld.hook import (
     general_instances,
     imitation_loss,
     kl,
+    per_anchor,
 )
 from mmextra.distill.ld.regions import imitation_region, vlr_weights
 from mmextra.ops.rotated import axis_aligned
-from mmextra.registry import MODELS
+from mmextra.registry import MODELS, TASK_UTILS
 
 ANCHORS = dict(type='mmdet.AnchorGenerator', ratios=[1.0], scales_per_octave=1)
 
@@ -370,6 +372,41 @@ def test_a_student_that_equals_its_teacher_learns_nothing(head, region):
     assert all(m.grad.abs().max() < 1e-6 for part in outs[:2] for m in part)
 
 
+def test_anchors_beyond_the_allowed_border_are_in_no_region():
+    """Neither assigned nor candidates of the threshold: as if they did not exist."""
+    module, outs, teacher_outs, gts = random_case()
+    module.train_cfg['allowed_border'] = 0
+    # As wide as two strides, so that some lie within the image.
+    module.prior_generator = TASK_UTILS.build(dict(ANCHORS, strides=[8, 16], octave_base_scale=2))
+    metas = [dict(img_shape=(64, 64), pad_shape=(64, 64))]
+    recorder = Recorder(module, 'student')
+    recorder.watch(['get_targets()'])
+    recorder.arm()
+    module.loss_by_feat(*outs[:2], gts, metas)
+    levels = dense_levels(
+        module, outs, teacher_outs, recorder['get_targets()'], [gts[0].bboxes], metas, {}
+    )
+    recorder.disarm()
+    anchors = [level.anchors for level in levels]
+    within = [(a[:, :2] >= 0).all(1) & (a[:, 2:] < 64).all(1) for a in anchors]
+    assert all(0 < w.sum() < len(w) for w in within)
+    expected = slow_vlr(
+        torch.cat([a[w] for a, w in zip(anchors, within)]).tolist(),
+        [int(w.sum()) for w in within],
+        gts[0].bboxes.tolist(),
+        *(9, 0.25, 'iof_diou'),
+    )
+    region, within = torch.cat([level.region for level in levels]), torch.cat(within)
+    torch.testing.assert_close(region[within], torch.tensor(expected))
+    assert region[within].any() and not region[~within].any()
+
+
+def test_double_precision_is_kept_and_half_is_not():
+    maps = torch.randn(1, 6, 2, 2, dtype=torch.float64)
+    assert torch.equal(per_anchor(maps, 3), maps.permute(0, 2, 3, 1).reshape(-1, 3))
+    assert per_anchor(maps.bfloat16(), 3).dtype == torch.float32
+
+
 def test_repeating_the_batch_doubles_sums_and_leaves_means():
     once, twice = (random_case(batch=b) for b in (1, 2))
     one, two = hook_losses(*once), hook_losses(*twice)
@@ -481,6 +518,60 @@ def test_heads_without_distributions_are_refused(stock, instead):
         hook.check(detector, detector)
 
 
+def detector_with(kind, **kwargs):
+    """A module whose `bbox_head` is one of the heads of the golden files."""
+    kwargs = dict(rr=[(-1, 32), (32, 1e8)], spo=1, ratios=[1.0], **kwargs)
+    meta = dict(kind=kind, kwargs=kwargs, strides=[8, 16], num_classes=3, reg_max=8)
+    detector = torch.nn.Module()
+    detector.bbox_head = MODELS.build(golden_head(meta) | dict(_scope_='mmdet'))
+    return detector
+
+
+def test_other_anchors_are_refused():
+    hook = LocalizationDistillationHook(teacher=dict(config='none'))
+    same, other = detector_with('atss', obs=8), detector_with('atss', obs=4)
+    hook.check(same, same)
+    with pytest.raises(
+        ValueError, match=r'agree in anchors: on level 0 .*\[\[-32.0, .*\[\[-16.0, '
+    ):
+        hook.check(same, other)
+    # Points are in the middle of a cell, anchors at its corner.
+    with pytest.raises(ValueError, match='agree in anchors'):
+        hook.check(detector_with('fcos'), other)
+
+
+def test_heads_without_anchors_are_refused_what_needs_anchors():
+    fcos = detector_with('fcos')
+    for options, message in (
+        (dict(region='unified'), "region='unified' needs anchors"),
+        (dict(imitation=dict(method='finegrained')), "'finegrained' needs anchors.*'fitnet'"),
+    ):
+        hook = LocalizationDistillationHook(teacher=dict(config='none'), **options)
+        with pytest.raises(ValueError, match=message):
+            hook.check(fcos, fcos)
+    LocalizationDistillationHook(
+        teacher=dict(config='none'), imitation=dict(method='fitnet')
+    ).check(fcos, fcos)
+
+
+@pytest.mark.parametrize('name', ['gfl_r101', 'ld_gfl-r18_r101-teacher'])
+def test_settings_on_voc(name):
+    """Images are those of COCO, where the host's VOC configs have 1000x600; AP is over ten thresholds."""
+    cfg = Config.fromfile(ROOT / f'configs/ld/{name}_fpn_4e_voc0712.py')
+    repeated = cfg.train_dataloader.dataset
+    assert repeated.times == 3 and cfg.train_dataloader.batch_size == 3
+    pipelines = [d.pipeline for d in repeated.dataset.datasets]
+    assert len(pipelines) == 2
+    for pipeline in (*pipelines, cfg.val_dataloader.dataset.pipeline):
+        assert [tuple(s.scale) for s in pipeline if s.type == 'Resize'] == [(1333, 800)]
+    assert cfg.test_dataloader == cfg.val_dataloader
+    for evaluator in (cfg.val_evaluator, cfg.test_evaluator):
+        assert evaluator.iou_thrs == pytest.approx([0.5 + 0.05 * i for i in range(10)])
+    optimizer = cfg.optim_wrapper.optimizer
+    assert (optimizer.lr, optimizer.momentum, optimizer.weight_decay) == (0.00375, 0.9, 1e-4)
+    assert cfg.train_cfg.max_epochs == 4 and cfg.param_scheduler[-1].milestones == [3]
+
+
 def test_fcos_head_refuses_normalised_boxes():
     with pytest.raises(ValueError, match='norm_on_bbox'):
         MODELS.build(
@@ -492,6 +583,15 @@ def test_fcos_head_refuses_normalised_boxes():
                 _scope_='mmdet',
             )
         )
+
+
+def test_distances_do_not_see_autocast():
+    head = detector_with('atss').bbox_head
+    logits = [m.bfloat16() for m in random_case('atss')[1][1]]
+    plain = head.distances([m.float() for m in logits])
+    with torch.autocast('cpu', torch.bfloat16):
+        under = head.distances(logits)
+    assert all(torch.equal(a, b) for a, b in zip(plain, under))
 
 
 @pytest.mark.parametrize('head', ['atss', 'fcos', 'retina'])

@@ -199,7 +199,9 @@ def test_initialisation_is_kaiming_uniform():
         assert weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.05)
 
 
-@pytest.mark.parametrize('norm_cfg', [dict(type='BN'), dict(type='GN', num_groups=2)])
+@pytest.mark.parametrize(
+    'norm_cfg', [dict(type='BN'), dict(type='SyncBN'), dict(type='GN', num_groups=2)]
+)
 def test_one_image_and_a_pooled_level(norm_cfg):
     """A single value per channel: batch statistics of it do not exist, and the running ones serve."""
     fusion = ReviewFusion([4, 4], [4, 4], 4, norm_cfg).train()
@@ -207,7 +209,7 @@ def test_one_image_and_a_pooled_level(norm_cfg):
     fused = fusion(features)
     sum(HierarchicalContextLoss()(fused, [torch.zeros_like(f) for f in fused])).backward()
     assert all(torch.isfinite(p.grad).all() for p in fusion.parameters())
-    if norm_cfg['type'] == 'BN':
+    if norm_cfg['type'] != 'GN':
         norm = fusion.abfs[0].conv1[1]
         assert not norm.running_mean.any()
         alone = fusion.abfs[0].eval()(features[1], None, None)[0]

@@ -286,6 +286,13 @@ def test_gradients():
     )
 
 
+def test_the_loss_does_not_see_autocast():
+    plain = SemanticAlignLoss(pixel_weight=1.0)(*pyramids())
+    with torch.autocast('cpu', torch.bfloat16):
+        under = SemanticAlignLoss(pixel_weight=1.0)(*pyramids())
+    assert plain == under
+
+
 def test_equal_networks_have_no_loss():
     student, _, labels = pyramids()
     leaves = [s.requires_grad_() for s in student]
@@ -447,6 +454,11 @@ def test_synchronised_anchors(monkeypatch):
     assert leaves[0].grad[0].abs().max() > 0 and leaves[0].grad[1].abs().max() == 0
 
 
+def test_a_process_without_any_pixel_of_a_group():
+    """With synchronised anchors its categories are those of other processes, and all of it may be padding."""
+    assert not sea.group_shares(torch.zeros(1, 2, 6), torch.zeros(1, 6, dtype=torch.bool)).any()
+
+
 def test_one_process_needs_no_synchronisation():
     student, teacher, labels = pyramids()
     plain = SemanticAlignLoss()(student, teacher, labels)
@@ -558,7 +570,7 @@ def test_classes_absent_from_the_batch_and_an_image_without_objects_beside_one_w
     samples[1].gt_instances = samples[1].gt_instances[:0]
     _, losses, records = distilled(hook, model, inputs, samples)
     maps = hook._chosen(records['neck'], 'student')
-    labels = hook.label_maps(inputs, maps, samples)
+    labels = hook.label_maps(maps, [8], samples)
     assert all(set(m[0].unique().tolist()) <= {-2, -1, 4} and (m[1] < 0).all() for m in labels)
     assert all(v > 0 for v in losses.values())
     sum(losses.values()).backward()
@@ -616,6 +628,22 @@ def test_other_layers_and_levels():
     assert hook.levels == (0,) and len(hook.adapters) == 1
 
 
+def test_a_coarse_level_alone():
+    """Its stride, 128, is more than 224 / 2 pixels: the sizes round up at every level."""
+    hook = SEADistillHook(tiny_teacher('retinanet'), levels=(4,))
+    model = start_hook(hook, tiny_detector('retinanet'))
+    inputs, samples = drawn_batch(count=1, objects=1, size=(224, 224))
+    samples[0].gt_instances.bboxes = torch.tensor([[40.0, 0.0, 180.0, 70.0]])
+    samples[0].gt_instances.labels = torch.tensor([3])
+    with torch.no_grad():
+        output = model.extract_feat(inputs)
+    assert output[4].shape[2:] == (2, 2)
+    hook.teacher.see(inputs, samples, model.data_preprocessor)
+    labels = hook.aligned(dict(neck=output), hook.teacher, inputs, samples)[2]
+    # The centres of the pixels are at 64 and 192.
+    assert labels[0].tolist() == [[[3, -1], [-1, -1]]]
+
+
 def mask_samples(kind):
     """Two objects in one box each; the mask of the first is its upper half."""
     inputs, samples = drawn_batch(count=1, objects=2)
@@ -637,12 +665,12 @@ def test_masks_instead_of_boxes(kind):
     hook = SEADistillHook(tiny_teacher('mask_rcnn'), region='mask')
     inputs, samples = mask_samples(kind)
     maps = [torch.zeros(1, 1, 12, 16)]
-    got = hook.label_maps(inputs, maps, samples)[0][0]
+    got = hook.label_maps(maps, [8], samples)[0][0]
     expected = torch.full((12, 16), -1)
     expected[:4, :8], expected[:, 8:] = 1, 4
     assert torch.equal(got, expected)
     hook.region = 'box'
-    assert (hook.label_maps(inputs, maps, samples)[0][0][:8, :8] == 1).all()
+    assert (hook.label_maps(maps, [8], samples)[0][0][:8, :8] == 1).all()
 
 
 def test_losses_are_float32_under_autocast():

@@ -49,6 +49,20 @@ def test_gap(tool, method, shapes_root, tmp_path, files):
     assert all(value > 1e-4 for value in far.values())
 
 
+def test_gap_through_adapters(tool, shapes_root, tmp_path, files):
+    gap = tool('distill_gap.py').gap
+    cfg = config('sea', shapes_root, tmp_path, files[0])
+    cfg.custom_hooks[-1].adapter = True
+    with pytest.raises(ValueError, match='holds no adapters beside the student'):
+        gap(cfg, files[0])
+    # With adapters that change nothing, the student still equals its teacher.
+    path, whole = str(tmp_path / 'distilled.pth'), torch.load(files[0], weights_only=True)
+    same = {f'{i}.weight': torch.eye(32)[:, :, None, None] for i in range(5)}
+    same.update({f'{i}.bias': torch.zeros(32) for i in range(5)})
+    torch.save(dict(whole, mmextra_adapters=dict(SEADistillHook=same)), path)
+    assert gap(cfg, path) == pytest.approx(dict(anchor=0, topo=0), abs=1e-9)
+
+
 def test_gap_of_a_two_stage_detector(tool, shapes_root, tmp_path):
     torch.manual_seed(0)
     path = tmp_path / 'faster.pth'
@@ -73,6 +87,7 @@ def test_gradients(tool, shapes_root, tmp_path, files):
     measure = tool('distill_gradients.py').gradient_norms
     cfg = config('sea', shapes_root, tmp_path, files[0])
     cfg.val_dataloader = None
+    cfg.custom_hooks[-1].update(begin=1, warmup=3)  # full weights all the same
     norms = measure(cfg, 2)
     assert set(norms) == {
         'loss_cls',

@@ -8,12 +8,14 @@ distribution, in units of the stride.
 
 from typing import List
 
+import torch
 from mmdet.models.dense_heads import ATSSHead, FCOSHead, RetinaHead
 from mmdet.models.dense_heads.gfl_head import Integral
 from mmdet.models.task_modules.coders import DistancePointBBoxCoder
 from torch import Tensor, nn
 
 from mmextra.distill.ld.regions import centers
+from mmextra.distill.pyramid import precise
 from mmextra.registry import MODELS, TASK_UTILS
 
 
@@ -66,11 +68,15 @@ class DistributionMixin:
         self.integral = Integral(self.reg_max)
 
     def distances(self, bbox_preds: List[Tensor]) -> List[Tensor]:
-        """Expected distances in pixels, (B, A*4, H, W), of logits (B, A*4*(reg_max+1), H, W)."""
+        """Expected distances in pixels, (B, A*4, H, W), of logits (B, A*4*(reg_max+1), H, W).
+
+        In half precision, where they are up to ``reg_max`` times the stride, they would be off by pixels.
+        """
         result = []
         for logits, stride in zip(bbox_preds, self.prior_generator.strides):
             batch, _, height, width = logits.shape
-            expected = self.integral(logits.permute(0, 2, 3, 1))  # (B*H*W*A, 4)
+            with torch.autocast(logits.device.type, enabled=False):
+                expected = self.integral(precise(logits).permute(0, 2, 3, 1))  # (B*H*W*A, 4)
             expected = expected.reshape(batch, height, width, -1).permute(0, 3, 1, 2)
             result.append(expected * (stride[0] if isinstance(stride, (tuple, list)) else stride))
         return result

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from mmcv.ops import batched_nms
 from mmdet.models.dense_heads import ATSSHead, FCOSHead, GFLHead, RetinaHead
 from mmdet.models.losses.kd_loss import knowledge_distillation_kl_div_loss
+from mmdet.models.task_modules.prior_generators import AnchorGenerator, anchor_inside_flags
 from mmdet.models.utils import unpack_gt_instances
 from torch import Tensor, nn
 
@@ -20,6 +21,7 @@ from mmextra.distill.ld.regions import (
     points_inside,
     vlr_weights,
 )
+from mmextra.distill.pyramid import precise
 from mmextra.engine.checkpoint import StateDict, register_layout
 from mmextra.ops.rotated import axis_aligned
 from mmextra.registry import HOOKS
@@ -113,8 +115,8 @@ class Level:
 
 
 def per_anchor(maps: Tensor, channels: int) -> Tensor:
-    """(B, A * channels, H, W) as rows (B * H * W * A, channels), in float32."""
-    return maps.permute(0, 2, 3, 1).reshape(-1, channels).float()
+    """(B, A * channels, H, W) as rows (B * H * W * A, channels), of half precision in float32."""
+    return precise(maps.permute(0, 2, 3, 1).reshape(-1, channels))
 
 
 def dense_levels(
@@ -158,7 +160,16 @@ def dense_levels(
         labels, weights = targets[1:3] if isinstance(head, (GFLHead, ATSSHead)) else targets[:2]
         all_anchors, valid = head.get_anchors(sizes, metas, device=device)
         counts = [len(level) for level in all_anchors[0]]
-        regions = _split(_region_of_valid, all_anchors, valid, gts, counts, **region)
+        border = head.train_cfg['allowed_border']
+        used = [  # the anchors that are assigned: not on the padding and, if asked for, within the image
+            anchor_inside_flags(torch.cat(a), torch.cat(v), meta['img_shape'][:2], border)
+            for a, v, meta in zip(all_anchors, valid, metas)
+        ]
+        regions = [
+            _region_of_used(torch.cat(a), u, boxes, counts, **region)
+            for a, u, boxes in zip(all_anchors, used, gts)
+        ]
+        regions = torch.stack(regions).split(counts, 1)
         anchors = [torch.cat(level) for level in zip(*all_anchors)]
     levels = []
     for i, stride in enumerate(strides):
@@ -184,23 +195,22 @@ def dense_levels(
     return levels
 
 
-def _split(function, all_anchors, valid, gts, counts, **kwargs) -> List[Tensor]:
-    """Apply a function of one image's anchors to each image; the results as (B, A_l) for each level."""
-    images = [
-        function(torch.cat(a), torch.cat(v), boxes, counts, **kwargs)
-        for a, v, boxes in zip(all_anchors, valid, gts)
-    ]
-    return list(torch.stack(images).split(counts, 1))
-
-
-def _region_of_valid(
-    anchors: Tensor, valid: Tensor, gts: Tensor, counts: List[int], **kwargs
+def _region_of_used(
+    anchors: Tensor, used: Tensor, gts: Tensor, counts: List[int], **kwargs
 ) -> Tensor:
-    """:func:`vlr_weights` over the anchors that lie on the image, 0 elsewhere (on the padding)."""
+    """:func:`vlr_weights` over the anchors that are used, 0 elsewhere."""
     weights = anchors.new_zeros(len(anchors))
-    inside = [int(level.sum()) for level in valid.split(counts)]
-    weights[valid.bool()] = vlr_weights(anchors[valid.bool()], inside, gts, **kwargs)
+    inside = [int(level.sum()) for level in used.split(counts)]
+    weights[used.bool()] = vlr_weights(anchors[used.bool()], inside, gts, **kwargs)
     return weights
+
+
+def cell_anchors(head: nn.Module) -> List[list]:
+    """Anchors of one cell of each level, relative to it; of points, where they are in a cell."""
+    generator = head.prior_generator
+    if isinstance(generator, AnchorGenerator):
+        return [level.tolist() for level in generator.base_anchors]
+    return [[generator.offset] for _ in generator.strides]
 
 
 def imitation_loss(student: Tensor, teacher: Tensor, foreground: Tensor, method: str) -> Tensor:
@@ -390,11 +400,28 @@ class LocalizationDistillationHook(DistillHook):
                     f'teacher and student must agree in {name}: the student has {value}, the teacher '
                     f"{facts(other)[name]}. Train a teacher with the student's {name}, or change the student."
                 )
+        for level, anchors in enumerate(zip(cell_anchors(own), cell_anchors(other))):
+            if anchors[0] != anchors[1]:
+                raise ValueError(
+                    f'teacher and student must agree in anchors: on level {level} a cell of the student has '
+                    f"{anchors[0]}, one of the teacher {anchors[1]}. Give the student the teacher's "
+                    '`anchor_generator`, and a head of the same kind.'
+                )
         if box_numbers(own) == 5:
             self._check_oriented(own, other)
-        if self.region == 'unified' and isinstance(own, FCOSHead):
+        if isinstance(own, FCOSHead):
+            self._check_points()
+
+    def _check_points(self) -> None:
+        """What heads without anchors cannot do."""
+        if self.region == 'unified':
             raise ValueError(
                 "region='unified' needs anchors, and FCOS has points: use region='main+vlr'"
+            )
+        if (self.terms['imitation'] or {}).get('method') == 'finegrained':
+            raise ValueError(
+                "imitation method 'finegrained' needs anchors, and FCOS has points: use 'fitnet', "
+                "'decouple' or 'gibox'"
             )
 
     def _check_oriented(self, own: nn.Module, other: nn.Module) -> None:

@@ -5,7 +5,9 @@ from typing import List, Optional, Sequence, Tuple
 import torch
 import torch.nn.functional as F
 from mmcv.cnn import build_norm_layer
+from mmengine.dist import get_world_size
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmextra.registry import MODELS
 
@@ -21,7 +23,8 @@ def convolve(layers: nn.Sequential, x: Tensor) -> Tensor:
     """
     conv, norm = layers
     x = conv(x)
-    if isinstance(norm, nn.BatchNorm2d) and norm.training and x[:, 0].numel() == 1:
+    alone = not (isinstance(norm, nn.SyncBatchNorm) and get_world_size() > 1)
+    if isinstance(norm, _BatchNorm) and alone and norm.training and x[:, 0].numel() == 1:
         statistics = (norm.running_mean, norm.running_var)
         return F.batch_norm(x, *statistics, norm.weight, norm.bias, training=False, eps=norm.eps)
     return norm(x)

@@ -8,7 +8,7 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from mmextra.distill.base import DistillHook, LossDict, Recorder, Teacher
-from mmextra.distill.pyramid import BLANK_SIZE, as_maps, evaluating
+from mmextra.distill.pyramid import BLANK_SIZE, as_maps, evaluating, precise
 from mmextra.distill.reviewkd.fusion import check_levels
 from mmextra.registry import HOOKS, MODELS
 
@@ -33,7 +33,7 @@ def before_last_relu(model: nn.Module, name: str) -> str:
 
 
 def feature_levels(recorder: Recorder, names: Sequence[str]) -> List[Tensor]:
-    """What was recorded, as float32 maps (B, C, H, W), in the order of the names.
+    """What was recorded, as maps (B, C, H, W) of at least float32, in the order of the names.
 
     A layer may give several maps (a neck: all its levels). Of pooled vectors (B, C) the last is
     taken, as a map of 1x1.
@@ -51,7 +51,7 @@ def feature_levels(recorder: Recorder, names: Sequence[str]) -> List[Tensor]:
                 f'{name!r} of the {recorder.side} gives {[tuple(x.shape) for x in outputs]}; ReviewKD '
                 'needs maps (B, C, H, W) or pooled vectors (B, C): name other layers'
             )
-        levels += [x.float() for x in outputs]
+        levels += [precise(x) for x in outputs]
     return levels
 
 
