@@ -22,6 +22,7 @@ from mmpretrain.models.backbones.vision_transformer import TransformerEncoderLay
 from torch import Tensor, nn
 
 from mmextra.backbones.plain_vit import PlainViT
+from mmextra.ops.precision import at_least_float32
 from mmextra.registry import MODELS
 
 
@@ -82,7 +83,7 @@ class SPSA(BaseModule):
         self._check_channels(tokens.shape[-1])
         device_type = 'cpu' if x.is_meta else x.device.type  # autocast does not know `meta`
         with torch.autocast(device_type, enabled=False):  # sums over thousands of tokens
-            tokens = tokens.to(torch.promote_types(x.dtype, torch.float32))
+            tokens = at_least_float32(tokens)
             heads = tokens.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
             if self.mode == 'taylor':
                 mixed = taylor_attention(heads, self.tau)  # (B, heads, N, d)

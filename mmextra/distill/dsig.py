@@ -27,9 +27,9 @@ from mmextra.distill.pyramid import (
     blank_features,
     check_pyramids,
     evaluating,
-    precise,
     pyramid_strides,
 )
+from mmextra.ops.precision import at_least_float32
 from mmextra.registry import HOOKS, MODELS
 
 # What a one-stage student says of an image while it is trained; its boxes are the nodes.
@@ -48,12 +48,12 @@ SAME_IN_BOTH_MODES = [h.forward_single for h in (AnchorHead, RetinaHead, ATSSHea
 
 def background_entropy(logits: Tensor) -> Tensor:
     """Cross entropy of each RoI to the background, (N, ), of logits (N, C + 1), background last."""
-    return -precise(logits).log_softmax(-1)[:, -1]
+    return -at_least_float32(logits).log_softmax(-1)[:, -1]
 
 
 def edge_matrix(nodes: Tensor) -> Tensor:
     """Cosine similarity of every pair of nodes, (V, V), of features (V, ...); autocast does not matter."""
-    nodes = precise(nodes).flatten(1)
+    nodes = at_least_float32(nodes).flatten(1)
     with torch.autocast(nodes.device.type, enabled=False):
         products = nodes @ nodes.T
     # Norms off the diagonal: features are long, and this way they are read once.
@@ -64,8 +64,8 @@ def edge_matrix(nodes: Tensor) -> Tensor:
 def mean_kl(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
     """KL divergence of softmaxes over the last dimension, times T squared, mean over all N * C
     elements of the logits (N, C); 0 for N = 0."""
-    own = (precise(student) / temperature).log_softmax(-1)
-    other = (precise(teacher) / temperature).log_softmax(-1)
+    own = (at_least_float32(student) / temperature).log_softmax(-1)
+    other = (at_least_float32(teacher) / temperature).log_softmax(-1)
     divergence = F.kl_div(own, other, reduction='sum', log_target=True) / max(1, student.numel())
     return temperature**2 * divergence
 
@@ -79,7 +79,7 @@ def class_box_l1(student: Tensor, teacher: Tensor, labels: Tensor, num_classes: 
         num_classes (int): C.
     """
     foreground = ((labels >= 0) & (labels < num_classes)).nonzero()[:, 0]
-    distance = (precise(student) - precise(teacher)).abs()
+    distance = (at_least_float32(student) - at_least_float32(teacher)).abs()
     distance = distance.view(len(labels), student.shape[1] // 4, 4).sum(-1)
     column = labels[foreground] if distance.shape[1] > 1 else torch.zeros_like(foreground)
     return distance[foreground, column].sum() / max(1, len(labels))
@@ -211,7 +211,7 @@ def _pairs(
             f'student and teacher must have pooled {what} features of the same shape in each image: '
             f'got {shapes[0]} and {shapes[1]}. Pool the same boxes, from features of the same width.'
         )
-    return [(precise(s), precise(t)) for s, t in zip(student, teacher)]
+    return [(at_least_float32(s), at_least_float32(t)) for s, t in zip(student, teacher)]
 
 
 def _check_term(name: str, term: Optional[dict], known: set) -> None:
@@ -410,7 +410,9 @@ class InstanceGraphDistillHook(DistillHook):
         if not self.feat:
             return {}
         check_pyramids(student, teacher)
-        levels = [mean_square(precise(s), precise(t)) for s, t in zip(student, teacher)]
+        levels = [
+            mean_square(at_least_float32(s), at_least_float32(t)) for s, t in zip(student, teacher)
+        ]
         return dict(loss_feat=self.feat * sum(levels))
 
     def two_stage_losses(self, student: Recorder, teacher: Teacher) -> LossDict:
@@ -452,13 +454,13 @@ class InstanceGraphDistillHook(DistillHook):
     def one_stage_losses(self, student: Recorder, teacher: Teacher, metas: List[dict]) -> LossDict:
         """Nodes are the student's own detections; there is no background."""
         head, call = student.model.bbox_head, student.calls('bbox_head')[0]
-        features = [precise(level) for level in call.args[0]]
+        features = [at_least_float32(level) for level in call.args[0]]
         result = self.feature_loss(features, teacher.features)
         if self.graph.enabled:
             boxes = self.detections(head, features, call.output, metas)
             rois, counts = bbox2roi(boxes), [len(b) for b in boxes]
             own = self.extractor(features, rois)
-            other = self.extractor([precise(level) for level in teacher.features], rois)
+            other = self.extractor([at_least_float32(level) for level in teacher.features], rois)
             result.update(self.graph(own.split(counts), other.split(counts)))
         if self.distills_logits:
             targets = student.calls('bbox_head.get_targets()')[0].output
@@ -473,7 +475,7 @@ class InstanceGraphDistillHook(DistillHook):
         if not _same_in_both_modes(head):
             with evaluating(head):  # `forward` alone: other hooks see the head run once
                 outs = head.forward(tuple(features))
-        outs = [[precise(level) for level in maps] for maps in outs]
+        outs = [[at_least_float32(level) for level in maps] for maps in outs]
         results = head.predict_by_feat(*outs, batch_img_metas=metas, cfg=DETECTIONS, rescale=False)
         return [image.bboxes for image in results]
 
@@ -529,7 +531,9 @@ def _same_in_both_modes(head: nn.Module) -> bool:
 def _rows(maps: Sequence[Tensor], channels: int) -> Tensor:
     """Maps of all levels, (B, A * channels, H, W), as rows (anchors, channels) in the order of the
     targets: level, image, cell, anchor."""
-    return torch.cat([m.permute(0, 2, 3, 1).reshape(-1, channels) for m in map(precise, maps)])
+    return torch.cat(
+        [m.permute(0, 2, 3, 1).reshape(-1, channels) for m in map(at_least_float32, maps)]
+    )
 
 
 def dense_extractor(maps: Sequence[Tensor], image_size: Sequence[int]) -> SingleRoIExtractor:

@@ -26,8 +26,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmextra.distill.base import PixelFormat
-from mmextra.distill.pyramid import evaluating, precise
+from mmextra.distill.pyramid import evaluating
 from mmextra.engine.checkpoint import is_checkpoint_init, read_checkpoint, state_dict_of
+from mmextra.ops.precision import at_least_float32
 from mmextra.registry import MODELS
 
 TEACHER_VIEWS = ('full', 'visible')
@@ -200,7 +201,7 @@ class TokenDistillHead(BaseModule):
     @staticmethod
     def target(tokens: Tensor) -> Tensor:
         """Tokens (B, D, g, g), each with mean 0 and variance 1 over its D numbers, of half precision in float32."""
-        tokens = precise(tokens).movedim(1, -1)
+        tokens = at_least_float32(tokens).movedim(1, -1)
         return F.layer_norm(tokens, tokens.shape[-1:], eps=1e-6).movedim(-1, 1)
 
     def forward(self, pred: Tensor, tokens: Tensor, active: Tensor) -> Dict[str, Tensor]:
@@ -216,7 +217,7 @@ class TokenDistillHead(BaseModule):
             such token.
         """
         target = self.target(tokens)
-        error = F.smooth_l1_loss(precise(pred), target, reduction='none', beta=self.beta)
+        error = F.smooth_l1_loss(at_least_float32(pred), target, reduction='none', beta=self.beta)
         error = error.mean(1, keepdim=True)  # (B, 1, g, g)
         visible = spread(active, error.shape[-1] // active.shape[-1])
         losses = {}

@@ -24,11 +24,6 @@ def evaluating(module: nn.Module):
             part.training = training
 
 
-def precise(tensor: Tensor) -> Tensor:
-    """A tensor of autocast's half precision as float32; any other as it is."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-
-
 def as_maps(output: Union[Tensor, Sequence[Tensor]]) -> Tuple[Tensor, ...]:
     """The output of a layer, one tensor or several, as a tuple of maps."""
     return (output,) if isinstance(output, Tensor) else tuple(output)

@@ -23,9 +23,9 @@ from mmextra.distill.pyramid import (
     as_maps,
     blank_features,
     check_pyramids,
-    precise,
     pyramid_strides,
 )
+from mmextra.ops.precision import at_least_float32
 from mmextra.registry import HOOKS, MODELS
 
 OUTSIDE, BACKGROUND = -2, -1
@@ -240,11 +240,14 @@ class SemanticAlignLoss(nn.Module):
             labels = labels.flatten(1)
             categories = self.categories(labels)
             if len(categories):
-                own, other = precise(student).flatten(2), precise(teacher).flatten(2)
+                own, other = (
+                    at_least_float32(student).flatten(2),
+                    at_least_float32(teacher).flatten(2),
+                )
                 with torch.autocast(labels.device.type, enabled=False):
                     levels.append(self.level_terms(own, other, labels, categories))
             else:  # every parameter still gets a gradient, as DDP wants it
-                empty = empty + precise(student).sum() * 0
+                empty = empty + at_least_float32(student).sum() * 0
         return {
             f'loss_sea_{name}': weight * sum(t[name] for t in levels) / max(1, len(levels)) + empty
             for name, weight in self.weights.items()
@@ -408,7 +411,7 @@ class SEADistillHook(DistillHook):
     ) -> Tuple[List[Tensor], List[Tensor], List[Tensor]]:
         """What is compared: the aligned levels of student and teacher, and the category of every pixel."""
         output = student[self.student_layer]
-        own = [precise(m) for m in self._chosen(output, 'student')]
+        own = [at_least_float32(m) for m in self._chosen(output, 'student')]
         # Strides of all levels: those of coarse ones are known from finer ones.
         strides = pyramid_strides(inputs.shape[-2:], as_maps(output))
         labels = self.label_maps(own, [strides[i] for i in self.levels], data_samples)

@@ -5,12 +5,13 @@ positive = clockwise on a screen (y points down). It is the horizontal box ``w x
 its centre.
 """
 
-import functools
 import math
-from typing import List, Tuple
+from typing import Tuple
 
 import torch
 from torch import Tensor
+
+from mmextra.ops.precision import in_common_type
 
 # Where the angles of each pattern start. The long side is the width in the first two.
 PATTERN_START = dict(le90=-math.pi / 2, le135=-math.pi / 4, oc=-math.pi / 2)
@@ -18,12 +19,6 @@ ANGLE_DIFFERENCES = ('periodic', 'plain')
 GAUSSIAN_DISTANCES = ('gwd', 'kld')
 # How far apart two borders count as one, relative to the longest side of a pair of boxes.
 BORDER_MARGIN = 1e-9
-
-
-def at_least_float32(*tensors: Tensor) -> List[Tensor]:
-    """The tensors in their common type: half precision would leave coordinates a pixel apart."""
-    dtype = functools.reduce(torch.promote_types, (t.dtype for t in tensors), torch.float32)
-    return [t.to(dtype) for t in tensors]
 
 
 def unit_axes(boxes: Tensor) -> Tuple[Tensor, Tensor]:
@@ -136,7 +131,7 @@ def rotated_iou(pred: Tensor, target: Tensor, mode: str = 'iou') -> Tensor:
     """
     if mode not in ('iou', 'iof'):
         raise ValueError(f"the mode of overlaps is 'iou' or 'iof', got {mode!r}")
-    pred, target = torch.broadcast_tensors(*at_least_float32(pred, target))
+    pred, target = torch.broadcast_tensors(*in_common_type(pred, target))
     shape = pred.shape[:-1]
     pred, target = pred.reshape(-1, 5), target.reshape(-1, 5)
     intersection = intersection_area(pred, target)
@@ -282,7 +277,7 @@ def gaussian_distance(
     """
     if kind not in GAUSSIAN_DISTANCES:
         raise ValueError(f'Gaussian distance must be one of {GAUSSIAN_DISTANCES}, got {kind!r}')
-    pred, target = at_least_float32(pred, target)
+    pred, target = in_common_type(pred, target)
     (mean, cov), (other_mean, other_cov) = oriented_gaussians(pred), oriented_gaussians(target)
     offset = mean - other_mean
     # The determinants from the sides: exact also for long thin boxes.

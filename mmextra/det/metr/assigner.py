@@ -14,7 +14,7 @@ from mmengine.structures import InstanceData
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, from_numpy, promote_types, zeros_like
 
-from mmextra.det.metr.queries import at_least_float32
+from mmextra.ops.precision import at_least_float32
 from mmextra.registry import TASK_UTILS
 
 

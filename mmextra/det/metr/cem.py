@@ -12,7 +12,7 @@ from mmdet.utils import reduce_mean
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from mmextra.det.metr.queries import at_least_float32
+from mmextra.ops.precision import at_least_float32
 from mmextra.registry import MODELS
 
 

@@ -15,7 +15,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 
 from mmextra.det.metr.assigner import GroupHungarianAssigner
-from mmextra.det.metr.queries import at_least_float32
+from mmextra.ops.precision import at_least_float32
 from mmextra.registry import MODELS
 
 

@@ -11,11 +11,6 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 
 
-def at_least_float32(x: Tensor) -> Tensor:
-    """Single precision for what comes in half precision."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
 def select_categories(
     logits: Tensor, sizes: Tensor, num_categories: int, present: Optional[Tensor] = None
 ) -> Tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ from mmdet.utils import InstanceList, reduce_mean
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
+from mmextra.ops.precision import at_least_float32
 from mmextra.ops.rotated import ANGLE_DIFFERENCES, oriented_l1, regularize_boxes
 from mmextra.registry import MODELS
 from mmextra.structures.oriented_boxes import OrientedBoxes
@@ -95,10 +96,10 @@ class O2DETRHead(DeformableDETRHead):
         for states, reference, classify, regress in zip(
             hidden_states, references, self.cls_branches, self.reg_branches
         ):
-            scores.append(_at_least_float32(classify(states)))
-            raw = _at_least_float32(regress(states))
+            scores.append(at_least_float32(classify(states)))
+            raw = at_least_float32(regress(states))
             known = reference.shape[-1]
-            offset = inverse_sigmoid(_at_least_float32(reference))
+            offset = inverse_sigmoid(at_least_float32(reference))
             box = torch.cat([raw[..., :known] + offset, raw[..., known:]], -1).sigmoid()
             if not self.predict_angle:
                 box = torch.cat([box[..., :4], torch.full_like(box[..., 4:], 0.5)], -1)
@@ -261,8 +262,3 @@ def top_detections(
 def _to_pixels(boxes: Tensor, factors: Tensor) -> Tensor:
     """Normalised boxes (..., 5) in pixels, given (width, height, width, height)."""
     return torch.cat([boxes[..., :4] * factors, (boxes[..., 4:] - 0.5) * math.pi], -1)
-
-
-def _at_least_float32(x: Tensor) -> Tensor:
-    """Half precision would leave angles and small boxes too coarse."""
-    return x.float() if x.element_size() < 4 else x

@@ -8,7 +8,8 @@ from mmdet.models.task_modules.coders.base_bbox_coder import BaseBBoxCoder
 from mmdet.structures.bbox import BaseBoxes, get_box_tensor
 from torch import Tensor
 
-from mmextra.ops.rotated import at_least_float32, unit_axes, wrap_angles
+from mmextra.ops.precision import in_common_type
+from mmextra.ops.rotated import unit_axes, wrap_angles
 from mmextra.registry import TASK_UTILS
 
 
@@ -49,7 +50,7 @@ class OrientedDeltaCoder(BaseBBoxCoder):
         self, bboxes: Union[Tensor, BaseBoxes], gt_bboxes: Union[Tensor, BaseBoxes]
     ) -> Tensor:
         """The codes (N, 5) of ``gt_bboxes`` (N, 5) seen from ``bboxes`` (N, 5), at least float32."""
-        bboxes, gt_bboxes = at_least_float32(get_box_tensor(bboxes), get_box_tensor(gt_bboxes))
+        bboxes, gt_bboxes = in_common_type(get_box_tensor(bboxes), get_box_tensor(gt_bboxes))
         sides = bboxes[..., 2:4].clamp(min=1e-3)
         offset = gt_bboxes[..., :2] - bboxes[..., :2]
         along, across = unit_axes(bboxes)
@@ -70,7 +71,7 @@ class OrientedDeltaCoder(BaseBBoxCoder):
 
         ``max_shape`` is not used: oriented boxes are not clipped.
         """
-        bboxes, pred_bboxes = at_least_float32(get_box_tensor(bboxes), pred_bboxes)
+        bboxes, pred_bboxes = in_common_type(get_box_tensor(bboxes), pred_bboxes)
         code = pred_bboxes * pred_bboxes.new_tensor(self.stds) + pred_bboxes.new_tensor(self.means)
         along, across = unit_axes(bboxes)
         shift = code[..., :2] * bboxes[..., 2:4]

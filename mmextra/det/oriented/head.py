@@ -13,6 +13,7 @@ from mmdet.structures.bbox import get_box_tensor
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
+from mmextra.ops.precision import at_least_float32
 from mmextra.ops.rotated import axis_aligned, rotated_iou
 from mmextra.registry import MODELS
 from mmextra.structures.oriented_boxes import OrientedBoxes, horizontal_to_oriented
@@ -191,7 +192,7 @@ class OrientedGFLHead(GFLHead):
         found = []
         for cls_score, bbox_pred, anchors in zip(cls_score_list, bbox_pred_list, mlvl_priors):
             # NMS takes scores of the type of the boxes.
-            scores = cls_score.to(torch.promote_types(cls_score.dtype, torch.float32))
+            scores = at_least_float32(cls_score)
             scores = scores.permute(1, 2, 0).reshape(-1, self.cls_out_channels).sigmoid()
             logits = bbox_pred.permute(1, 2, 0).reshape(-1, self.gfl_reg.out_channels)
             scores, labels, _, kept = filter_scores_and_topk(

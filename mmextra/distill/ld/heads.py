@@ -15,7 +15,7 @@ from mmdet.models.task_modules.coders import DistancePointBBoxCoder
 from torch import Tensor, nn
 
 from mmextra.distill.ld.regions import centers
-from mmextra.distill.pyramid import precise
+from mmextra.ops.precision import at_least_float32
 from mmextra.registry import MODELS, TASK_UTILS
 
 
@@ -76,7 +76,9 @@ class DistributionMixin:
         for logits, stride in zip(bbox_preds, self.prior_generator.strides):
             batch, _, height, width = logits.shape
             with torch.autocast(logits.device.type, enabled=False):
-                expected = self.integral(precise(logits).permute(0, 2, 3, 1))  # (B*H*W*A, 4)
+                expected = self.integral(
+                    at_least_float32(logits).permute(0, 2, 3, 1)
+                )  # (B*H*W*A, 4)
             expected = expected.reshape(batch, height, width, -1).permute(0, 3, 1, 2)
             result.append(expected * (stride[0] if isinstance(stride, (tuple, list)) else stride))
         return result

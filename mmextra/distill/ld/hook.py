@@ -21,8 +21,8 @@ from mmextra.distill.ld.regions import (
     points_inside,
     vlr_weights,
 )
-from mmextra.distill.pyramid import precise
 from mmextra.engine.checkpoint import StateDict, register_layout
+from mmextra.ops.precision import at_least_float32
 from mmextra.ops.rotated import axis_aligned
 from mmextra.registry import HOOKS
 
@@ -116,7 +116,7 @@ class Level:
 
 def per_anchor(maps: Tensor, channels: int) -> Tensor:
     """(B, A * channels, H, W) as rows (B * H * W * A, channels), of half precision in float32."""
-    return precise(maps.permute(0, 2, 3, 1).reshape(-1, channels))
+    return at_least_float32(maps.permute(0, 2, 3, 1).reshape(-1, channels))
 
 
 def dense_levels(

@@ -8,8 +8,9 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from mmextra.distill.base import DistillHook, LossDict, Recorder, Teacher
-from mmextra.distill.pyramid import BLANK_SIZE, as_maps, evaluating, precise
+from mmextra.distill.pyramid import BLANK_SIZE, as_maps, evaluating
 from mmextra.distill.reviewkd.fusion import check_levels
+from mmextra.ops.precision import at_least_float32
 from mmextra.registry import HOOKS, MODELS
 
 
@@ -51,7 +52,7 @@ def feature_levels(recorder: Recorder, names: Sequence[str]) -> List[Tensor]:
                 f'{name!r} of the {recorder.side} gives {[tuple(x.shape) for x in outputs]}; ReviewKD '
                 'needs maps (B, C, H, W) or pooled vectors (B, C): name other layers'
             )
-        levels += [precise(x) for x in outputs]
+        levels += [at_least_float32(x) for x in outputs]
     return levels
 
 

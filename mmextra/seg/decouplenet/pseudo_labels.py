@@ -7,10 +7,7 @@ import torch.nn.functional as F
 from mmengine.dist import all_reduce
 from torch import Tensor, nn
 
-
-def precise(tensor: Tensor) -> Tensor:
-    """A tensor of half precision as float32; any other as it is."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+from mmextra.ops.precision import at_least_float32
 
 
 def keep_threshold(values: Tensor, keep: float) -> Tensor:
@@ -49,7 +46,9 @@ def masked_cross_entropy(logits: Tensor, labels: Tensor, ignore_index: int) -> T
         labels (Tensor): (B, H, W), int64.
         ignore_index (int): Label of the pixels without one.
     """
-    total = F.cross_entropy(precise(logits), labels, ignore_index=ignore_index, reduction='sum')
+    total = F.cross_entropy(
+        at_least_float32(logits), labels, ignore_index=ignore_index, reduction='sum'
+    )
     return total / (labels != ignore_index).sum().clamp(min=1)
 
 
@@ -152,7 +151,7 @@ def follow_geometry(maps: Tensor, geometry: dict, via: Optional[Tuple[int, int]]
     Returns:
         Tensor: (C, height, width) of the crop, float32 or the maps' float64.
     """
-    maps = precise(maps)
+    maps = at_least_float32(maps)
     rows, columns = (
         axis_map(
             (maps.shape[1 + axis], *((via[axis],) if via else ()), geometry['size'][axis]),

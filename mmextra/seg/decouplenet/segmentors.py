@@ -19,6 +19,7 @@ from mmseg.utils import SampleList, add_prefix
 from torch import Tensor, nn
 
 from mmextra.engine.checkpoint import StateDict, is_checkpoint_init
+from mmextra.ops.precision import at_least_float32
 from mmextra.registry import MODELS
 from mmextra.seg.decouplenet.optim import accumulate, finish
 from mmextra.seg.decouplenet.pseudo_labels import (
@@ -26,7 +27,6 @@ from mmextra.seg.decouplenet.pseudo_labels import (
     confident_labels,
     follow_geometry,
     masked_cross_entropy,
-    precise,
 )
 
 Losses = Dict[str, Tensor]
@@ -35,7 +35,7 @@ SOURCE, TARGET = 0.0, 1.0  # how the discriminators are asked to call the domain
 
 def domain_loss(scores: Tensor, domain: float) -> Tensor:
     """Least-squares adversarial loss: mean square distance of the scores from a domain's number."""
-    return (precise(scores) - domain).square().mean()
+    return (at_least_float32(scores) - domain).square().mean()
 
 
 class StepwiseSegmentor(EncoderDecoder):
@@ -344,7 +344,7 @@ class DecoupleNet(StepwiseSegmentor):
             tuple: Labels (B, h, w), and figures for the log: the part of the pixels that is kept, the mean
             confidence, the number of classes that are predicted, the mean threshold over these.
         """
-        confidence, classes = precise(logits).softmax(1).max(1)
+        confidence, classes = at_least_float32(logits).softmax(1).max(1)
         if valid is None:
             seen = confidence.flatten(), classes.flatten()
         else:
@@ -584,7 +584,7 @@ class DecoupleSelfTraining(StepwiseSegmentor):
         Returns:
             list: For each image (num_classes, height, width) of its crop.
         """
-        probabilities = self.upsample(precise(logits), size).softmax(1)
+        probabilities = self.upsample(at_least_float32(logits), size).softmax(1)
         return [follow_geometry(p, g) for p, g in zip(probabilities, geometries)]
 
     @torch.no_grad()

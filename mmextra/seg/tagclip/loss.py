@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from mmengine.dist import all_reduce
 from torch import Tensor, nn
 
+from mmextra.ops.precision import at_least_float32
 from mmextra.registry import MODELS
 
 
@@ -98,7 +99,7 @@ class TagCLIPLoss(nn.Module):
         Returns:
             dict: ``loss_mask``, ``loss_dice`` and, where there are trusty logits, ``loss_disc``.
         """
-        masks = masks.to(torch.promote_types(masks.dtype, torch.float32))
+        masks = at_least_float32(masks)
         valid = torch.ones_like(label, dtype=torch.bool) if valid is None else valid
         classes = torch.arange(masks.shape[1], device=label.device).view(-1, 1, 1)
         target = (label[:, None] == classes) & valid[:, None]  # (B, C, H, W)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from mmextra.engine.arrays import read_arrays
 from mmextra.engine.checkpoint import is_checkpoint_init
+from mmextra.ops.precision import at_least_float32
 from mmextra.registry import MODELS
 from mmextra.seg.tagclip.checkpoint import checkpoint_of, load_clip
 
@@ -248,8 +249,7 @@ class TagCLIP(EncoderDecoder):
         if self._text is None:
             with torch.autocast(device.type, enabled=False):  # they stay, whatever runs first
                 rows = self._stored_text if self.text_encoder is None else self.text_encoder()
-            rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
-            self._text = F.normalize(rows, dim=-1)
+            self._text = F.normalize(at_least_float32(rows), dim=-1)
         self._text = self._text.to(device)
         return self._text
 
