@@ -11,6 +11,15 @@ model = dict(
     neck=dict(in_channels=[64, 128, 256, 512]),
 )
 
+# The published AP is that of the validation images, over all thresholds of the IoU.
+train_dataloader = dict(
+    dataset=dict(ann_file='train/annfiles/', data_prefix=dict(img_path='train/images/'))
+)
+val_dataloader = dict(
+    dataset=dict(ann_file='val/annfiles/', data_prefix=dict(img_path='val/images/'))
+)
+val_evaluator = dict(iou_thrs=[0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95])
+
 # The 1x schedule of mmrotate, on one device with two images.
 optim_wrapper = dict(optimizer=dict(lr=0.0025), clip_grad=dict(max_norm=35, norm_type=2))
 param_scheduler = [
