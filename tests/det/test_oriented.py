@@ -53,6 +53,14 @@ HEAD = dict(
     train_cfg=TRAIN_CFG,
     test_cfg=TEST_CFG,
 )
+
+
+class Detector(torch.nn.Module):
+    """What test-time augmentation asks of one."""
+
+    test_step = None
+
+
 TINY = dict(
     OrientedDeltaCoder=dict(),
     OrientedOverlaps2D=dict(),
@@ -68,6 +76,9 @@ TINY = dict(
     OrientedDOTAMetric=dict(),
     OrientedLocalVisualizer=dict(name='tiny'),
     OrientedRandomRotate=dict(),
+    OrientedTTAModel=dict(
+        module=Detector(), tta_cfg=dict(nms=dict(iou_threshold=0.1), max_per_img=9)
+    ),
     PolygonToOriented=dict(),
 )
 META = dict(img_shape=(64, 96), ori_shape=(64, 96), pad_shape=(64, 96), scale_factor=(1.0, 1.0))

@@ -595,6 +595,9 @@ def test_views_are_turned_back_and_merged():
     assert len(model.merge_preds([views])[0].pred_instances) == 2
     (none,) = model.merge_preds([[views[3]]])
     assert none.pred_instances.bboxes.shape == (0, 5)
+    for wrong in (dict(max_per_img=9), dict(nms=dict(iou_threshold=0.1))):
+        with pytest.raises(ValueError, match='tta_cfg must be like dict'):
+            OrientedTTAModel(tta_cfg=wrong, module=detector())
 
 
 # Configs

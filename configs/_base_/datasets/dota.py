@@ -1,7 +1,7 @@
 # DOTA-v1.0 in patches of 1024 pixels, 200 of them shared (single scale):
 #   python tools/prepare_data.py dota-split --source DOTA/train DOTA/val --out data/split_ss_dota/trainval
 #   python tools/prepare_data.py dota-split --source DOTA/test --out data/split_ss_dota/test
-# and for configs that are measured on the validation images, DOTA/train to data/split_ss_dota/train and DOTA/val to .../val.
+# Configs that are measured on the validation images: DOTA/train to data/split_ss_dota/train, DOTA/val to .../val.
 # Several scales: --rates 0.5 1.0 1.5 --gap 500. For v1.5 and v2.0 use mmextra.OrientedDOTADatasetV15, ...V2.
 dataset_type = 'mmextra.OrientedDOTADataset'
 data_root = '{{$MMEXTRA_DATA:data}}/split_ss_dota/'

@@ -23,7 +23,18 @@ class OrientedTTAModel(DetTTAModel):
     Args:
         tta_cfg (dict): ``nms``, of which ``iou_threshold`` is used, and ``max_per_img``.
         **kwargs: Those of :class:`mmdet.models.DetTTAModel`.
+
+    Raises:
+        ValueError: If ``tta_cfg`` lacks one of these.
     """
+
+    def __init__(self, tta_cfg: dict, **kwargs) -> None:
+        super().__init__(tta_cfg=tta_cfg, **kwargs)
+        if 'iou_threshold' not in tta_cfg.get('nms', {}) or 'max_per_img' not in tta_cfg:
+            raise ValueError(
+                'tta_cfg must be like dict(nms=dict(iou_threshold=0.1), max_per_img=2000), got '
+                f'{tta_cfg}'
+            )
 
     def _merge_single_sample(self, data_samples: List[DetDataSample]) -> DetDataSample:
         """The views of one image as one sample."""
