@@ -365,7 +365,8 @@ def hook_losses(module, outs, teacher_outs, gts, **options):
 def test_a_student_that_equals_its_teacher_learns_nothing(head, region):
     module, outs, _, gts = random_case(head)
     same = [[m.detach() for m in part] for part in outs[:2]]
-    losses = hook_losses(module, outs, same, gts, region=region, kd_vlr=dict())
+    kd_vlr = dict() if region == 'main+vlr' else None
+    losses = hook_losses(module, outs, same, gts, region=region, kd_vlr=kd_vlr)
     total = sum(sum(values) for values in losses.values())
     total.backward()
     assert total.item() == pytest.approx(0, abs=1e-5)
@@ -552,6 +553,27 @@ def test_heads_without_anchors_are_refused_what_needs_anchors():
     LocalizationDistillationHook(
         teacher=dict(config='none'), imitation=dict(method='fitnet')
     ).check(fcos, fcos)
+
+
+def test_the_unified_region_is_refused_what_it_would_not_use():
+    gfl = detector_with('gfl')
+    for options, message in (
+        (dict(kd_vlr=dict()), "kd_vlr is for region='main"),
+        (dict(vlr=dict(weight=0.5, gamma=0.5)), r"vlr takes gamma alone .* got \['weight'\]"),
+        (dict(vlr=dict(metric='diou')), r"got \['metric'\]"),
+        (dict(vlr=dict(gamma=0.5), kd_vlr=dict(weight=0)), None),
+        (dict(vlr=dict(weight=0)), None),
+        (dict(vlr=None), None),
+    ):
+        hook = LocalizationDistillationHook(
+            teacher=dict(config='none'), region='unified', **options
+        )
+        if message is None:
+            hook.check(gfl, gfl)
+        else:
+            with pytest.raises(ValueError, match=message):
+                hook.check(gfl, gfl)
+        LocalizationDistillationHook(teacher=dict(config='none'), **options).check(gfl, gfl)
 
 
 @pytest.mark.parametrize('name', ['gfl_r101', 'ld_gfl-r18_r101-teacher'])

@@ -411,6 +411,21 @@ class LocalizationDistillationHook(DistillHook):
             self._check_oriented(own, other)
         if isinstance(own, FCOSHead):
             self._check_points()
+        if self.region == 'unified' or box_numbers(own) == 5:
+            self._check_unified()
+
+    def _check_unified(self) -> None:
+        """What a single region has no use for."""
+        kd_vlr, vlr = self.terms['kd_vlr'], self.terms['vlr'] or {}
+        if kd_vlr is not None and kd_vlr.get('weight', 1):
+            raise ValueError(
+                "kd_vlr is for region='main+vlr': in the unified region all class distillation is kd's"
+            )
+        unused = sorted(set(vlr) - {'gamma'})
+        if unused and vlr.get('weight', 1):
+            raise ValueError(
+                f"vlr takes gamma alone in the unified region, whose weight, T and norm are ld's; got {unused}"
+            )
 
     def _check_points(self) -> None:
         """What heads without anchors cannot do."""
