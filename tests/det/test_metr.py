@@ -176,6 +176,19 @@ def costs_of(queries, gts, meta):
     return sum(c(queries, gts, meta) for c in HungarianAssigner(COSTS).match_costs)
 
 
+@pytest.mark.parametrize('model', [tiny_dino(), tiny_metr()], ids=['DINO', 'METR'])
+def test_loaded_weights_are_not_drawn_anew(model, tmp_path):
+    trained = build(model)
+    for parameter in trained.parameters():
+        parameter.data.normal_()
+    torch.save(dict(state_dict=trained.state_dict()), tmp_path / 'trained.pth')
+    load = dict(type='Pretrained', checkpoint=str(tmp_path / 'trained.pth'))
+    loaded = build(dict(model, init_cfg=load), seed=1)
+    assert_equal_weights(weights(loaded), weights(trained))
+    loaded.init_weights()  # a runner does so with a model that it is given
+    assert_equal_weights(weights(loaded), weights(trained))
+
+
 @pytest.mark.parametrize('seed', range(3))
 def test_one_group_is_the_stock_matching(seed):
     queries, gts, meta = queries_and_boxes(20, 7, groups=1, seed=seed)

@@ -7,7 +7,7 @@ Language-aware Multiple Datasets Detection Pretraining for DETRs (arXiv 2304.035
 from typing import Dict, List, Optional, Sequence, Tuple, Union
 
 import torch
-from mmdet.models.detectors import DINO
+from mmdet.models.detectors import DINO, DeformableDETR
 from mmdet.models.layers import MLP
 from mmdet.structures import DetDataSample, OptSampleList, SampleList
 from mmdet.utils import InstanceList
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from mmextra.det.metr.embeddings import LabelSpace, LabelSpaces
 from mmextra.det.metr.head import METRHead
 from mmextra.det.metr.queries import LabelSpaceCdnQueryGenerator, group_layout, select_categories
+from mmextra.engine.checkpoint import is_checkpoint_init
 from mmextra.registry import MODELS
 
 # The stock decoder encodes each of the four numbers of a reference box in so many.
@@ -40,6 +41,13 @@ class AnyWidthDINO(DINO):
             self.decoder.ref_point_head = MLP(
                 4 * REFERENCE_FEATS, self.embed_dims, self.embed_dims, 2
             )
+
+    def init_weights(self) -> None:
+        """As in DINO, but weights that ``init_cfg`` loads are left as they are."""
+        if is_checkpoint_init(self.init_cfg):
+            super(DeformableDETR, self).init_weights()  # its own would draw the transformer anew
+        else:
+            super().init_weights()
 
 
 @MODELS.register_module()
@@ -119,12 +127,8 @@ class METR(AnyWidthDINO):
         self.cem = MODELS.build(
             dict(type='mmextra.CategoryExtractionModule', embed_dims=self.embed_dims, **(cem or {}))
         )
-        self.token_bias = nn.Parameter(torch.zeros(()))
-
-    def init_weights(self) -> None:
-        """As in DINO; tokens and queries start with the prior of 0.01."""
-        super().init_weights()
-        nn.init.constant_(self.token_bias, bias_init_with_prob(0.01))
+        # Tokens and queries start with a prior of 0.01.
+        self.token_bias = nn.Parameter(torch.tensor(bias_init_with_prob(0.01)))
 
     @property
     def dataset_meta(self) -> dict:
