@@ -7,28 +7,10 @@ crop = dict(
 )
 half = dict(type='Resize', scale=(240, 180), keep_ratio=False)
 # Where one image is tested, or several views of it: at half size, too.
-test_pipeline = [
-    dict(type='LoadImageFromFile'),
-    half,
-    dict(type='LoadAnnotations'),
-    dict(type='PackSegInputs'),
-]
-tta_pipeline = [
-    dict(type='LoadImageFromFile'),
-    half,
-    dict(
-        type='TestTimeAug',
-        transforms=[
-            [dict(type='Resize', scale_factor=r, keep_ratio=True) for r in (0.75, 1.0, 1.25)],
-            [
-                dict(type='RandomFlip', prob=0.0, direction='horizontal'),
-                dict(type='RandomFlip', prob=1.0, direction='horizontal'),
-            ],
-            [dict(type='LoadAnnotations')],
-            [dict(type='PackSegInputs')],
-        ],
-    ),
-]
+test_pipeline = _base_.test_pipeline
+test_pipeline[1] = half
+tta_pipeline = _base_.tta_pipeline
+tta_pipeline.insert(1, half)
 source = dict(
     type='mmextra.PrefixSegDataset',
     prefixes=['0006R0_', '0016E5_'],
