@@ -279,14 +279,14 @@ class LocalizationDistillationHook(DistillHook):
         kd (dict, optional): Class logits on positives: ``weight``, ``T``. Adds ``loss_kd``.
             Defaults to the recipe.
         kd_vlr (dict, optional): Class logits on the valuable localization region. Adds
-            ``loss_kd_vlr``. Defaults to None.
+            ``loss_kd_vlr``; not in the unified region. Defaults to None.
         imitation (dict, optional): Features of the neck: ``method`` (``'finegrained'``,
             ``'fitnet'``, ``'decouple'``, ``'gibox'``), ``weight``. Adds ``loss_im``. Defaults to
             None.
         region (str, optional): ``'main+vlr'``, or ``'unified'``, the single region of the journal
             version: all anchors with IoU of at least ``gamma`` times the threshold, weighted by
-            their IoU and averaged, for both ``ld`` and ``kd``. Defaults to ``'main+vlr'``, to
-            ``'unified'`` for oriented heads, which know no other.
+            their IoU and averaged, for both ``ld`` and ``kd``; of ``vlr`` it takes ``gamma`` alone.
+            Defaults to ``'main+vlr'``, to ``'unified'`` for oriented heads, which know no other.
         per_edge (bool): Whether each edge is a distribution of its own. False reproduces the
             published RetinaNet results, which put one softmax over all edges. Defaults to True.
         normalize (str): ``'sum'`` or ``'num_imgs'``. Defaults to ``'sum'``.
@@ -294,7 +294,7 @@ class LocalizationDistillationHook(DistillHook):
             :class:`~mmextra.distill.base.DistillHook`.
 
     Raises:
-        ValueError: At the start of training, if the heads do not fit.
+        ValueError: If an option is unknown; at the start of training, if the heads or the region do not fit.
 
     Example:
         >>> custom_hooks = [
