@@ -66,16 +66,16 @@ def case(request):
 
 
 @pytest.fixture(autouse=True)
-def default_scope():
-    """Leave no default scope, and no random state, behind for the next test."""
+def fresh_process():
+    """Start every test as a process of its own would start, and leave nothing to the next."""
     import torch
-    from mmengine.registry import DefaultScope
+    from training import forget_instances
 
-    DefaultScope._instance_dict.clear()
+    forget_instances()
     torch.manual_seed(0)
     torch.set_num_threads(1)
     yield
-    DefaultScope._instance_dict.clear()
+    forget_instances()
 
 
 @pytest.fixture(scope='session')

@@ -26,8 +26,9 @@ import torch
 from config_models import model_of, weightless
 from mmengine import registry as root
 from mmengine.config import Config, ConfigDict
-from mmengine.registry import DefaultScope, init_default_scope
+from mmengine.registry import init_default_scope
 from torch.distributed.run import get_args_parser
+from training import forget_instances
 
 from mmextra import registry as ours
 
@@ -547,7 +548,7 @@ def test_commands(block, tmp_path, monkeypatch, written):
     found = commands_in(block.code, tmp_path / 'record')
     assert found, 'nothing is run'
     for words in found:
-        DefaultScope._instance_dict.clear()
+        forget_instances()
         check_command(words, block, monkeypatch, written)
 
 

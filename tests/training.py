@@ -8,13 +8,24 @@ from typing import List, Optional
 
 import torch
 from mmengine.config import Config
+from mmengine.logging import MessageHub
+from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
+from mmengine.visualization import Visualizer
 
 import mmextra.registry  # noqa: F401  `mmextra::` bases, safe resuming
 
 ROOT = Path(__file__).parents[1]
 SIZE = (128, 96)
 TRAIN_IMAGES = 8
+
+
+def forget_instances() -> None:
+    """Empty what mmengine keeps by name for a whole process: scopes, visualizers, message hubs."""
+    kinds = [DefaultScope, MessageHub, Visualizer]
+    for kind in kinds:  # grows: every subclass has a dictionary of its own
+        kind._instance_dict.clear()
+        kinds.extend(kind.__subclasses__())
 
 
 def draw_shapes(out: Path) -> Path:

@@ -19,14 +19,14 @@ import torch.nn.functional as F
 from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.optim import OptimWrapper, OptimWrapperDict
-from mmengine.registry import DefaultScope, init_default_scope
+from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from mmengine.runner.checkpoint import load_checkpoint
 from mmengine.structures import PixelData
 from mmseg.registry import DATASETS, MODELS
 from mmseg.structures import SegDataSample
 from PIL import Image
-from training import ROOT, assert_equal_weights, train, weights
+from training import ROOT, assert_equal_weights, forget_instances, train, weights
 
 from mmextra.engine.checkpoint import get_layout, load_official, read_checkpoint
 from mmextra.seg.decouplenet import (
@@ -1439,7 +1439,7 @@ def run(root, work_dir, iters=4, **overrides):
 def trained(folder, tmp_path_factory):
     work_dir = tmp_path_factory.mktemp('unbroken')
     runner = train(run(folder, work_dir))
-    DefaultScope._instance_dict.clear()
+    forget_instances()
     return runner, work_dir
 
 

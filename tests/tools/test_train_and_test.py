@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.visualization import Visualizer
+from training import forget_instances
 
 from mmextra.engine.checkpoint import read_checkpoint, state_dict_of
 
@@ -101,8 +101,7 @@ def test(tool):
 
 def run(script, args):
     """Run a script as if in a process of its own: mmengine keeps visualizers by name."""
-    for kind in (Visualizer, *Visualizer.__subclasses__()):
-        kind._instance_dict.clear()
+    forget_instances()
     script.main([str(a) for a in args])
 
 
