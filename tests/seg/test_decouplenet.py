@@ -132,7 +132,7 @@ TINY = dict(
 
 
 @pytest.fixture(autouse=True)
-def seg_scope(default_scope):
+def seg_scope(fresh_process):
     """What a config says with `default_scope`."""
     init_default_scope('mmseg')
 
