@@ -169,7 +169,8 @@ class OfficialCheckpoint:
     """Initialise a model from the authors' own checkpoint file, in the authors' key layout.
 
     The load is strict: every key of the file and of the model is accounted for, or a ``ValueError`` lists what is not.
-    Position maps of another image size are interpolated, as they are when an mm checkpoint is loaded.
+    Position maps of another image size are interpolated, as they are when an mm checkpoint is loaded. In a list of
+    ``init_cfg``, put it last: mmengine applies them in their order.
 
     Args:
         checkpoint (str): Path of the file.
