@@ -3,6 +3,7 @@
 import argparse
 import copy
 import importlib.util
+import inspect
 import math
 from functools import cache
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from mmcv.cnn.bricks.transformer import MultiheadAttention
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.registry import init_default_scope
 from mmengine.structures import PixelData
@@ -162,6 +164,7 @@ def test_stock_text_encoder_with_official_weights(case):
         )
     )
     case.load(encoder, layout='tagclip')
+    encoder.eval()
     case.check(dict(embed=encoder.encode_text(case.inputs['tokens'])))
 
 
@@ -752,6 +755,20 @@ def test_mixed_precision():
     assert all(torch.isfinite(v) for v in losses.values())
     # The text embeddings, computed inside, are not of low precision for ever.
     assert torch.equal(model.text_embeddings(), build().text_embeddings())
+
+
+def test_frozen_text_encoder_stays_in_eval_mode(monkeypatch):
+    """mmcv's attention keeps the dropout of a DETR that was built before in the same process."""
+    default = inspect.signature(MultiheadAttention).parameters['dropout_layer'].default
+    monkeypatch.setitem(default, 'drop_prob', 0.5)
+    model = build()
+    assert any(isinstance(m, nn.Dropout) and m.p == 0.5 for m in model.text_encoder.modules())
+    assert not model.text_encoder.training
+    expected = model.text_embeddings().clone()
+    model.train()
+    assert model.decode_head.training and not model.text_encoder.training
+    model._forget_text()
+    assert torch.equal(model.text_embeddings(), expected)
 
 
 def test_parameter_counts():

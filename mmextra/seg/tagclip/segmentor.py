@@ -174,7 +174,7 @@ class TagCLIP(EncoderDecoder):
         self.register_buffer('_stored_text', stored, persistent=False)
         self._text: Optional[Tensor] = None
         if encoder is not None:
-            encoder.requires_grad_(False)
+            encoder.eval().requires_grad_(False)
             encoder._register_load_state_dict_pre_hook(self._forget_text)
 
     @staticmethod
@@ -223,6 +223,13 @@ class TagCLIP(EncoderDecoder):
         super().init_weights()
         self.init_cfg = init_cfg
         load_clip(self, checkpoint_of(init_cfg))
+
+    def train(self, mode: bool = True) -> 'TagCLIP':
+        """Set the mode; the text encoder, which is frozen, stays in eval mode."""
+        super().train(mode)
+        if self.text_encoder is not None:
+            self.text_encoder.eval()
+        return self
 
     @property
     def dataset_meta(self) -> dict:
