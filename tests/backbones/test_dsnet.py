@@ -1,5 +1,6 @@
 """DS-Net: the numbers of the published code, the streams one by one, and the backbone in mmdet and mmseg."""
 
+import copy
 import math
 import re
 from functools import cache
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from mmcv.cnn import fuse_conv_bn
 from mmengine.config import Config
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -398,6 +400,16 @@ def test_frozen_stages_and_norm_eval():
     assert not any(m.training for m in model.modules() if isinstance(m, nn.BatchNorm2d))
     assert model.stages[0][0].training
     assert dsnet().train(False).eval() is not None
+
+
+@pytest.mark.parametrize('streams', ['both', 'local', 'global'])
+@torch.no_grad()
+def test_stock_fusion_of_conv_and_bn_leaves_the_function_alone(streams):
+    """Norms stand before convolutions: there is nothing to fold, whatever the order of the modules."""
+    model, x = redraw(dsnet(streams=streams)).eval(), torch.randn(1, 3, 64, 64)
+    fused = fuse_conv_bn(copy.deepcopy(model))
+    for a, b in zip(fused(x), model(x)):
+        torch.testing.assert_close(a, b)
 
 
 def test_recomputed_blocks_update_batch_statistics_once():
