@@ -196,7 +196,12 @@ def trained(module):
 def test_frozen_stages_stay_frozen(name):
     if not accepts(name, 'frozen_stages'):
         pytest.skip(f'{name} takes no frozen_stages')
-    model = build(name, frozen_stages=1).eval().train()
+    model = build(name, frozen_stages=1)
+    learns = [p.requires_grad for p in model.parameters()]
+    model.eval().train()
+    assert learns == [p.requires_grad for p in model.parameters()], (
+        'DDP, which is there before training starts, would wait for what is frozen later'
+    )
     frozen = [p for p in model.parameters() if not p.requires_grad]
     assert frozen and len(frozen) < len(list(model.parameters()))
     parts = [m for m, free in zip(model.modules(), build(name).modules()) if trained(free)]

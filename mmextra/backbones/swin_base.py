@@ -17,13 +17,31 @@ INIT_CFG = [
 
 
 class SwinBackbone(SwinTransformer):
-    """The host's ``SwinTransformer``, whose ``train()`` and ``eval()`` return the module, as any other's do."""
+    """The host's ``SwinTransformer``, whose ``train()`` and ``eval()`` return the module, as any other's do.
 
-    def __init__(self, arch: dict, *args, out_indices: Sequence[int] = (3,), **kwargs) -> None:
+    A subclass's constructor ends with ``self._freeze_stages()``: the host freezes when training starts, and by then
+    DDP waits for the gradients of all parameters.
+    """
+
+    def __init__(
+        self,
+        arch: dict,
+        *args,
+        out_indices: Sequence[int] = (3,),
+        frozen_stages: int = -1,
+        **kwargs,
+    ) -> None:
         stages = len(arch['depths'])
         if not out_indices or not all(0 <= i < stages for i in out_indices):
             raise ValueError(f'out_indices must be some of 0 to {stages - 1}, got {out_indices}')
-        super().__init__(arch, *args, out_indices=out_indices, **kwargs)
+        if not -1 <= frozen_stages < stages:
+            raise ValueError(
+                f'frozen_stages, the last of the stages that are frozen, must lie in [-1, {stages - 1}], got '
+                f'{frozen_stages}'
+            )
+        super().__init__(
+            arch, *args, out_indices=out_indices, frozen_stages=frozen_stages, **kwargs
+        )
 
     @classmethod
     def settings_of(cls, arch: Union[str, dict]) -> dict:

@@ -289,6 +289,7 @@ class STViTRSwin(SwinBackbone):
             )
             for i in range(depth // 6)
         )
+        self._freeze_stages()
 
     @classmethod
     def settings_of(cls, arch: Union[str, dict]) -> dict:
@@ -478,3 +479,4 @@ class STViTSwin(SwinBackbone):
             **common,
             downsample=True,
         )
+        self._freeze_stages()
