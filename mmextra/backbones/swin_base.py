@@ -83,12 +83,16 @@ def swin_keys(state: StateDict) -> StateDict:
     Args:
         state (dict): Keys ``patch_embed.*``, ``layers.{s}.blocks.{i}.*``, ``layers.{s}.downsample.*``; ``norm`` and
             ``head`` of a classifier, or ``norm{s}`` of a backbone with several outputs; with or without
-            ``backbone.`` in front.
+            ``backbone.`` in front. With it, other keys are of a whole detector or segmentor.
 
     Returns:
-        dict: Keys ``backbone.*`` and ``head.fc.*``. What is not Swin's in a block keeps its name.
+        dict: Keys ``backbone.*`` and ``head.fc.*``. What is not Swin's in a block, and what is not the backbone's in a
+        detector or segmentor, keeps its name.
     """
-    state = {key.removeprefix('backbone.'): value for key, value in state.items()}
+    others = {}
+    if any(key.startswith('backbone.') for key in state):
+        others = {key: value for key, value in state.items() if not key.startswith('backbone.')}
+        state = {key.removeprefix('backbone.'): v for key, v in state.items() if key not in others}
     last = max((int(k.split('.')[1]) for k in state if k.startswith('layers.')), default=0)
     window_attention = tuple(
         key.removesuffix('qkv.weight') for key in state if key.endswith('.attn.qkv.weight')
@@ -109,7 +113,7 @@ def swin_keys(state: StateDict) -> StateDict:
         key = key.replace('.mlp.fc1.', '.ffn.layers.0.0.').replace('.mlp.fc2.', '.ffn.layers.1.')
         key = key.replace('patch_embed.proj.', 'patch_embed.projection.')
         mapped[f'backbone.{key}'] = value
-    return mapped
+    return {**mapped, **others}
 
 
 def reorder_patch_merging(value: Tensor) -> Tensor:
