@@ -18,10 +18,10 @@ from mmengine.model.weight_init import trunc_normal_
 from mmengine.utils import to_2tuple
 from mmpretrain.models.backbones.base_backbone import BaseBackbone
 from mmpretrain.models.backbones.vision_transformer import TransformerEncoderLayer
-from mmpretrain.models.utils import InvertedResidual, SELayer, build_norm_layer, resize_pos_embed
+from mmpretrain.models.utils import InvertedResidual, SELayer, build_norm_layer
 from torch import Tensor, nn
 
-from mmextra.backbones.plain_vit import PlainViT
+from mmextra.backbones.plain_vit import PlainViT, resize_tokens
 from mmextra.engine.checkpoint import StateDict, is_checkpoint_init
 from mmextra.registry import MODELS
 
@@ -191,13 +191,7 @@ def resize_grids(x: Tensor, source: Sequence[Grid], target: Sequence[Grid]) -> T
     if list(source) == list(target):
         return x
     parts = x.split([rows * columns for rows, columns in source], dim=1)
-    return torch.cat(
-        [
-            resize_pos_embed(part, old, new, num_extra_tokens=0)
-            for part, old, new in zip(parts, source, target)
-        ],
-        dim=1,
-    )
+    return torch.cat([resize_tokens(*grid) for grid in zip(parts, source, target)], dim=1)
 
 
 @MODELS.register_module()
