@@ -401,9 +401,13 @@ class IrregularPatchViT(BaseBackbone):
             if arch.lower() not in cls.arch_zoo:
                 raise ValueError(f'arch {arch!r} is unknown, choose from {sorted(cls.arch_zoo)}')
             return cls.arch_zoo[arch.lower()]
-        missing = set(cls.arch_zoo['m']) - set(arch)
+        missing, unknown = set(cls.arch_zoo['m']) - set(arch), set(arch) - set(cls.arch_zoo['m'])
         if missing:
             raise ValueError(f'arch lacks {sorted(missing)}; given: {sorted(arch)}')
+        if unknown:
+            raise ValueError(
+                f'arch has keys that are unknown: {sorted(unknown)}; known are {sorted(cls.arch_zoo["m"])}'
+            )
         if arch['embed_dims'] % arch['num_heads']:
             raise ValueError(
                 f'embed_dims={arch["embed_dims"]} is no multiple of num_heads={arch["num_heads"]}'

@@ -539,6 +539,7 @@ def test_paddle_weights():
         (lambda: DSNet('xl'), "'xl' is unknown, choose from"),
         (lambda: DSNet({**NANO, 'depths': (1, 2)}), r"arch\['depths'\] must be four numbers"),
         (lambda: DSNet(dict(embed_dims=(8,) * 4, depths=(1,) * 4)), r"arch\['num_heads'\].*None"),
+        (lambda: DSNet({**NANO, 'mlp': 3}), r"unknown: \['mlp'\].*mlp_ratio"),
         (lambda: dsnet(reductions=(8, 4)), 'reductions must be four numbers'),
         (lambda: dsnet(out_indices=(4,)), 'out_indices must be some of 0, 1, 2, 3'),
         (lambda: dsnet(frozen_stages=5), 'frozen_stages must lie in'),

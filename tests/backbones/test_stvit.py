@@ -372,6 +372,20 @@ def test_stvit_swin_saves_a_quarter():
     assert ours[2][0].shape[2:] == (3, 3)  # 6x6 semantic tokens, merged
 
 
+@torch.no_grad()
+def test_stvit_swin_pads_maps_smaller_than_a_window():
+    options = dict(arch=dict(embed_dims=8, depths=[2, 2, 6, 2], num_heads=[1, 2, 2, 4]))
+    model = STViTSwin(**options, pad_small_map=True, out_indices=(0, 1, 2, 3)).eval()
+    outs = model(torch.randn(1, 3, 70, 40))
+    assert [tuple(out.shape[2:]) for out in outs] == [(18, 10), (9, 5), (3, 3), (2, 2)]
+    with pytest.raises(AssertionError, match='pad_small_map=True'):
+        STViTSwin(**options)(torch.randn(1, 3, 70, 40))
+    small, large = (STViTSwin(**options, pad_small_map=pad).eval() for pad in (False, True))
+    large.load_state_dict(small.state_dict())
+    x = torch.randn(1, 3, 260, 260)  # maps larger than a window everywhere
+    torch.testing.assert_close(large(x), small(x))
+
+
 # --- windows of the detectors, the slow way -------------------------------------------------------------------------
 
 
@@ -683,6 +697,7 @@ def test_layer_depths_of_stvit():
         (lambda: STViTRSwin(dict(embed_dims=8)), 'embed_dims, depths, num_heads'),
         (lambda: STViTRSwin(SWIN, 'sparse'), "variant must be 'cls' or 'dense', got 'sparse'"),
         (lambda: STViTRSwin(SWIN, 'dense', use_global=True), 'use_global'),
+        (lambda: STViTRSwin(SWIN, patch_size=8), "patch_size is of Swin's patch embedding"),
         (lambda: STViTRSwin(SWIN, pad_mask=True), "'exact', 'published' or False, got True"),
         (lambda: SemanticRecoveryBlock(8, 2, pad_mask='no'), "got 'no'"),
         (lambda: SemanticBlock(8, 3), 'num_heads=3'),

@@ -254,8 +254,8 @@ class DSNet(BaseBackbone):
         init_cfg (dict | list[dict], optional): How to initialise, besides the blocks' own. Defaults to None.
 
     Raises:
-        ValueError: If ``arch`` is unknown or incomplete, or ``out_indices``, ``reductions``, ``dpr_mode`` or
-            ``frozen_stages`` is not what the above says.
+        ValueError: If ``arch`` is unknown, incomplete or has other keys, or ``out_indices``, ``reductions``,
+            ``dpr_mode`` or ``frozen_stages`` is not what the above says.
     """
 
     arch_zoo = {'t': _arch((2, 2, 4, 1)), 's': _arch((3, 4, 8, 3)), 'b': _arch((3, 4, 28, 3))}
@@ -337,6 +337,12 @@ class DSNet(BaseBackbone):
         for key in ('embed_dims', 'depths', 'num_heads'):
             if len(arch.get(key, ())) != 4:
                 raise ValueError(f'arch[{key!r}] must be four numbers, got {arch.get(key)}')
+        unknown = set(arch) - {'embed_dims', 'depths', 'num_heads', 'mlp_ratio'}
+        if unknown:
+            raise ValueError(
+                f'arch has keys that are unknown: {sorted(unknown)}; known are embed_dims, depths, num_heads and '
+                'mlp_ratio'
+            )
         return arch
 
     def drop_path_rates(self, rate: float, mode: str) -> List[List[float]]:
