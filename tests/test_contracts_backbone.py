@@ -8,9 +8,11 @@ from functools import partial
 import pytest
 import torch
 from contracts import registered, tiny
+from mmcv.cnn import fuse_conv_bn
 from mmcv.cnn.bricks import DropPath
 from mmengine.registry import init_default_scope
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmextra.engine import checkpoint
 from mmextra.registry import MODELS
@@ -170,6 +172,14 @@ def test_state_dict_round_trip(name):
             assert torch.equal(a, b)
 
 
+@torch.no_grad()
+def test_stock_fusion_of_conv_and_bn_changes_nothing(name):
+    """The hosts' `--fuse-conv-bn` takes the order in which modules are registered for that in which they run."""
+    model, x = redraw(build(name)).eval(), images(name)
+    for a, b in zip(tensors(fuse_conv_bn(copy.deepcopy(model))(x)), tensors(model(x))):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4 * b.abs().max().item())
+
+
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
 def test_mixed_precision_is_finite(name, dtype):
     model = build(name).train()
@@ -178,6 +188,25 @@ def test_mixed_precision_is_finite(name, dtype):
     sum(t.float().mean() for t in outs).backward()
     assert all(torch.isfinite(t).all() for t in outs)
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+
+class NoRounding(TorchDispatchMode):
+    """Double precision is not given up in between."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten._to_copy.default and args[0].dtype == torch.double:
+            assert out.dtype == torch.double or not out.is_floating_point(), func
+        return out
+
+
+@pytest.mark.parametrize('extra', [0, 32])
+def test_double_precision_throughout(name, extra):
+    model, x = build(name).double().train(), images(name).double()
+    x = nn.functional.pad(x, (0, extra, 0, extra))
+    with NoRounding():
+        outs = tensors(model(x))
+    assert all(t.dtype == torch.double for t in outs)
 
 
 def test_export(name):
@@ -196,7 +225,12 @@ def trained(module):
 def test_frozen_stages_stay_frozen(name):
     if not accepts(name, 'frozen_stages'):
         pytest.skip(f'{name} takes no frozen_stages')
-    model = build(name, frozen_stages=1).eval().train()
+    model = build(name, frozen_stages=1)
+    learns = [p.requires_grad for p in model.parameters()]
+    model.eval().train()
+    assert learns == [p.requires_grad for p in model.parameters()], (
+        'DDP, which is there before training starts, would wait for what is frozen later'
+    )
     frozen = [p for p in model.parameters() if not p.requires_grad]
     assert frozen and len(frozen) < len(list(model.parameters()))
     parts = [m for m, free in zip(model.modules(), build(name).modules()) if trained(free)]

@@ -2,6 +2,7 @@
 # mask-rcnn_dsnet-s_fpn_1x_coco.py.
 _base_ = 'mmseg::poolformer/fpn_poolformer_s12_8xb4-40k_ade20k-512x512.py'
 
+checkpoint_file = None
 model = dict(
     backbone=dict(
         _delete_=True,

@@ -1,6 +1,7 @@
 # AdamW 1e-4, weight decay 0.05, not for norms: as the host's Swin.
 _base_ = 'mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py'
 
+pretrained = None
 model = dict(
     backbone=dict(
         _delete_=True,

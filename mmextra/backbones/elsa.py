@@ -436,6 +436,7 @@ class ELSASwin(SwinBackbone):
                 )
                 for _ in range(self.depths[i])
             )
+        self._freeze_stages()
 
 
 @MODELS.register_module()

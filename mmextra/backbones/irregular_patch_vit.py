@@ -18,10 +18,10 @@ from mmengine.model.weight_init import trunc_normal_
 from mmengine.utils import to_2tuple
 from mmpretrain.models.backbones.base_backbone import BaseBackbone
 from mmpretrain.models.backbones.vision_transformer import TransformerEncoderLayer
-from mmpretrain.models.utils import InvertedResidual, SELayer, build_norm_layer, resize_pos_embed
+from mmpretrain.models.utils import InvertedResidual, SELayer, build_norm_layer
 from torch import Tensor, nn
 
-from mmextra.backbones.plain_vit import PlainViT
+from mmextra.backbones.plain_vit import PlainViT, resize_tokens
 from mmextra.engine.checkpoint import StateDict, is_checkpoint_init
 from mmextra.registry import MODELS
 
@@ -191,13 +191,7 @@ def resize_grids(x: Tensor, source: Sequence[Grid], target: Sequence[Grid]) -> T
     if list(source) == list(target):
         return x
     parts = x.split([rows * columns for rows, columns in source], dim=1)
-    return torch.cat(
-        [
-            resize_pos_embed(part, old, new, num_extra_tokens=0)
-            for part, old, new in zip(parts, source, target)
-        ],
-        dim=1,
-    )
+    return torch.cat([resize_tokens(*grid) for grid in zip(parts, source, target)], dim=1)
 
 
 @MODELS.register_module()
@@ -407,9 +401,13 @@ class IrregularPatchViT(BaseBackbone):
             if arch.lower() not in cls.arch_zoo:
                 raise ValueError(f'arch {arch!r} is unknown, choose from {sorted(cls.arch_zoo)}')
             return cls.arch_zoo[arch.lower()]
-        missing = set(cls.arch_zoo['m']) - set(arch)
+        missing, unknown = set(cls.arch_zoo['m']) - set(arch), set(arch) - set(cls.arch_zoo['m'])
         if missing:
             raise ValueError(f'arch lacks {sorted(missing)}; given: {sorted(arch)}')
+        if unknown:
+            raise ValueError(
+                f'arch has keys that are unknown: {sorted(unknown)}; known are {sorted(cls.arch_zoo["m"])}'
+            )
         if arch['embed_dims'] % arch['num_heads']:
             raise ValueError(
                 f'embed_dims={arch["embed_dims"]} is no multiple of num_heads={arch["num_heads"]}'

@@ -14,12 +14,13 @@ from mmengine.model.weight_init import trunc_normal_
 from mmengine.utils import to_2tuple
 from mmpretrain.models import VisionTransformer
 from mmpretrain.models.backbones.base_backbone import BaseBackbone
-from mmpretrain.models.utils import build_norm_layer, resize_pos_embed
+from mmpretrain.models.utils import build_norm_layer
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from mmextra.engine.checkpoint import StateDict, is_checkpoint_init
+from mmextra.ops.precision import at_least_float32
 
 # Called with the index of a layer and its drop path rate; returns the layer.
 MakeLayer = Callable[[int, float], nn.Module]
@@ -298,7 +299,7 @@ class PlainViT(VisionTransformer):
         self, pos_embed: Tensor, source: Tuple[int, int], target: Tuple[int, int]
     ) -> Tensor:
         """Resize position embeddings (1, N, C) from one grid of patches to another."""
-        return resize_pos_embed(
+        return resize_tokens(
             pos_embed, source, target, self.interpolate_mode, self.num_extra_tokens
         )
 
@@ -326,6 +327,34 @@ class PlainViT(VisionTransformer):
             use_reentrant=False,
             context_fn=lambda: (nullcontext(), kept_statistics(layer)),
         )
+
+
+def resize_tokens(
+    x: Tensor,
+    source: Tuple[int, int],
+    target: Tuple[int, int],
+    mode: str = 'bicubic',
+    num_extra_tokens: int = 0,
+    align_corners: bool = False,
+) -> Tensor:
+    """Resize what is learned for the tokens of a grid; as the host does, but in double precision where ``x`` is.
+
+    Args:
+        x (Tensor): (1, N, C): extra tokens, then the grid's, row by row.
+        source, target (tuple[int]): Rows and columns, before and after.
+        mode (str): How to interpolate. Defaults to ``'bicubic'``.
+        num_extra_tokens (int): Tokens before the grid's, which stay as they are. Defaults to 0.
+        align_corners (bool): Whether the corners of the grid stay in their places. Defaults to False.
+
+    Returns:
+        Tensor: (1, N, C) for the target.
+    """
+    if tuple(source) == tuple(target):
+        return x
+    extra, grid = x.tensor_split([num_extra_tokens], dim=1)
+    grid = at_least_float32(grid).mT.unflatten(2, tuple(source))
+    grid = F.interpolate(grid, tuple(target), mode=mode, align_corners=align_corners)
+    return torch.cat((extra, grid.flatten(2).mT.to(x.dtype)), dim=1)
 
 
 def norm_affine(

@@ -24,6 +24,7 @@ from mmextra.backbones.plain_vit import (
     deit_keys,
     mixed_statistics,
     norm_affine,
+    resize_tokens,
 )
 from mmextra.backbones.token_labeling import MixToken, swap_box
 from mmextra.engine.checkpoint import StateDict, register_layout
@@ -416,16 +417,9 @@ class RefinerViT(PlainViT):
         self, pos_embed: Tensor, source: Tuple[int, int], target: Tuple[int, int]
     ) -> Tensor:
         """Resize position embeddings (1, N, C) from one grid of patches to another."""
-        if tuple(source) == tuple(target):
-            return pos_embed
-        extra, grid = pos_embed.tensor_split([self.num_extra_tokens], dim=1)
-        grid = F.interpolate(
-            grid.mT.unflatten(2, source).float(),
-            size=target,
-            mode='bilinear',
-            align_corners=self.pos_align_corners,
+        return resize_tokens(
+            pos_embed, source, target, 'bilinear', self.num_extra_tokens, self.pos_align_corners
         )
-        return torch.cat((extra, grid.flatten(2).mT.to(extra.dtype)), dim=1)
 
     def _format_output(self, x: Tensor, hw: Tuple[int, int]) -> Tensor:
         if self.out_type == 'dense':

@@ -36,8 +36,8 @@ class SimpleFeaturePyramid(BaseModule):
         init_cfg (dict | list[dict], optional): Defaults to None, torch's own initialisation.
 
     Raises:
-        ValueError: If a scale is no power of 2 or needs more channels than there are, or if ``num_outs`` is less than
-            the number of scales.
+        ValueError: If there is no scale, or one is no power of 2 or needs more channels than there are, or if
+            ``num_outs`` is less than the number of scales.
 
     Example:
         >>> neck = dict(type='mmextra.SimpleFeaturePyramid', in_channels=768, out_channels=256)
@@ -53,6 +53,8 @@ class SimpleFeaturePyramid(BaseModule):
         init_cfg: Union[dict, list, None] = None,
     ) -> None:
         super().__init__(init_cfg)
+        if not scales:
+            raise ValueError('scales must name at least one scale')
         if num_outs < len(scales):
             raise ValueError(
                 f'num_outs must be at least the number of scales, {len(scales)}, got {num_outs}'

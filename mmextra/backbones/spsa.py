@@ -22,6 +22,7 @@ from mmpretrain.models.backbones.vision_transformer import TransformerEncoderLay
 from torch import Tensor, nn
 
 from mmextra.backbones.plain_vit import PlainViT
+from mmextra.engine.arguments import resolve_indices
 from mmextra.ops.precision import at_least_float32
 from mmextra.registry import MODELS
 
@@ -79,6 +80,10 @@ class SPSA(BaseModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """Mix tokens (B, N, C), or the positions of a map (B, C, H, W); the output has the same shape and dtype."""
+        if x.ndim not in (3, 4):
+            raise ValueError(
+                f'SPSA takes tokens (B, N, C) or maps (B, C, H, W), got a tensor of shape {tuple(x.shape)}'
+            )
         tokens = x.flatten(2).mT if x.ndim == 4 else x
         self._check_channels(tokens.shape[-1])
         device_type = 'cpu' if x.is_meta else x.device.type  # autocast does not know `meta`
@@ -238,6 +243,9 @@ class SPSAMobileViT(MobileViT):
         frozen_stages (int): The stem and so many stages are frozen and stay in eval mode. Defaults to -1, none.
         with_cp (bool): Recompute the blocks in the backward pass to save memory. Defaults to False.
         **kwargs: Further arguments of the host's class.
+
+    Raises:
+        ValueError: If ``out_indices`` or ``frozen_stages`` names no stage.
     """
 
     def __init__(
@@ -250,8 +258,8 @@ class SPSAMobileViT(MobileViT):
         with_cp: bool = False,
         **kwargs,
     ) -> None:
-        out_indices = [out_indices] if isinstance(out_indices, int) else list(out_indices)
-        super().__init__(arch, out_indices=out_indices, frozen_stages=frozen_stages, **kwargs)
+        super().__init__(arch, frozen_stages=frozen_stages, **kwargs)
+        self.out_indices = list(resolve_indices(out_indices, self.num_stages, 'stages'))
         self.with_cp = with_cp
         layers = [m for m in self.modules() if isinstance(m, TransformerEncoderLayer)]
         for layer, rate in zip(layers, np.linspace(0, drop_path_rate, len(layers)).tolist()):

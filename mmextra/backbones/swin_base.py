@@ -17,13 +17,31 @@ INIT_CFG = [
 
 
 class SwinBackbone(SwinTransformer):
-    """The host's ``SwinTransformer``, whose ``train()`` and ``eval()`` return the module, as any other's do."""
+    """The host's ``SwinTransformer``, whose ``train()`` and ``eval()`` return the module, as any other's do.
 
-    def __init__(self, arch: dict, *args, out_indices: Sequence[int] = (3,), **kwargs) -> None:
+    A subclass's constructor ends with ``self._freeze_stages()``: the host freezes when training starts, and by then
+    DDP waits for the gradients of all parameters.
+    """
+
+    def __init__(
+        self,
+        arch: dict,
+        *args,
+        out_indices: Sequence[int] = (3,),
+        frozen_stages: int = -1,
+        **kwargs,
+    ) -> None:
         stages = len(arch['depths'])
         if not out_indices or not all(0 <= i < stages for i in out_indices):
             raise ValueError(f'out_indices must be some of 0 to {stages - 1}, got {out_indices}')
-        super().__init__(arch, *args, out_indices=out_indices, **kwargs)
+        if not -1 <= frozen_stages < stages:
+            raise ValueError(
+                f'frozen_stages, the last of the stages that are frozen, must lie in [-1, {stages - 1}], got '
+                f'{frozen_stages}'
+            )
+        super().__init__(
+            arch, *args, out_indices=out_indices, frozen_stages=frozen_stages, **kwargs
+        )
 
     @classmethod
     def settings_of(cls, arch: Union[str, dict]) -> dict:
@@ -65,12 +83,16 @@ def swin_keys(state: StateDict) -> StateDict:
     Args:
         state (dict): Keys ``patch_embed.*``, ``layers.{s}.blocks.{i}.*``, ``layers.{s}.downsample.*``; ``norm`` and
             ``head`` of a classifier, or ``norm{s}`` of a backbone with several outputs; with or without
-            ``backbone.`` in front.
+            ``backbone.`` in front. With it, other keys are of a whole detector or segmentor.
 
     Returns:
-        dict: Keys ``backbone.*`` and ``head.fc.*``. What is not Swin's in a block keeps its name.
+        dict: Keys ``backbone.*`` and ``head.fc.*``. What is not Swin's in a block, and what is not the backbone's in a
+        detector or segmentor, keeps its name.
     """
-    state = {key.removeprefix('backbone.'): value for key, value in state.items()}
+    others = {}
+    if any(key.startswith('backbone.') for key in state):
+        others = {key: value for key, value in state.items() if not key.startswith('backbone.')}
+        state = {key.removeprefix('backbone.'): v for key, v in state.items() if key not in others}
     last = max((int(k.split('.')[1]) for k in state if k.startswith('layers.')), default=0)
     window_attention = tuple(
         key.removesuffix('qkv.weight') for key in state if key.endswith('.attn.qkv.weight')
@@ -91,7 +113,7 @@ def swin_keys(state: StateDict) -> StateDict:
         key = key.replace('.mlp.fc1.', '.ffn.layers.0.0.').replace('.mlp.fc2.', '.ffn.layers.1.')
         key = key.replace('patch_embed.proj.', 'patch_embed.projection.')
         mapped[f'backbone.{key}'] = value
-    return mapped
+    return {**mapped, **others}
 
 
 def reorder_patch_merging(value: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """DS-Net: the numbers of the published code, the streams one by one, and the backbone in mmdet and mmseg."""
 
+import copy
 import math
 import re
 from functools import cache
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from mmcv.cnn import fuse_conv_bn
 from mmengine.config import Config
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -400,6 +402,16 @@ def test_frozen_stages_and_norm_eval():
     assert dsnet().train(False).eval() is not None
 
 
+@pytest.mark.parametrize('streams', ['both', 'local', 'global'])
+@torch.no_grad()
+def test_stock_fusion_of_conv_and_bn_leaves_the_function_alone(streams):
+    """Norms stand before convolutions: there is nothing to fold, whatever the order of the modules."""
+    model, x = redraw(dsnet(streams=streams)).eval(), torch.randn(1, 3, 64, 64)
+    fused = fuse_conv_bn(copy.deepcopy(model))
+    for a, b in zip(fused(x), model(x)):
+        torch.testing.assert_close(a, b)
+
+
 def test_recomputed_blocks_update_batch_statistics_once():
     models = [dsnet(with_cp=with_cp, attn_drop_rate=0.0).train() for with_cp in (False, True)]
     for model in models:
@@ -527,6 +539,7 @@ def test_paddle_weights():
         (lambda: DSNet('xl'), "'xl' is unknown, choose from"),
         (lambda: DSNet({**NANO, 'depths': (1, 2)}), r"arch\['depths'\] must be four numbers"),
         (lambda: DSNet(dict(embed_dims=(8,) * 4, depths=(1,) * 4)), r"arch\['num_heads'\].*None"),
+        (lambda: DSNet({**NANO, 'mlp': 3}), r"unknown: \['mlp'\].*mlp_ratio"),
         (lambda: dsnet(reductions=(8, 4)), 'reductions must be four numbers'),
         (lambda: dsnet(out_indices=(4,)), 'out_indices must be some of 0, 1, 2, 3'),
         (lambda: dsnet(frozen_stages=5), 'frozen_stages must lie in'),

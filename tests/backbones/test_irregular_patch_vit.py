@@ -488,6 +488,7 @@ def test_layer_depths():
             lambda: backbone(arch={**NANO, 'num_heads': 3}),
             'embed_dims=16 is no multiple of num_heads=3',
         ),
+        (lambda: backbone(arch={**NANO, 'depth': 2}), r"unknown: \['depth'\].*num_layers"),
         (lambda: backbone(out_type='cls_token'), "out_type must be one of .*'cls_token'"),
         (lambda: backbone(fusion='max'), "fusion must be one of .*'max'"),
         (lambda: backbone(out_indices=0), r"must lie in \[3, 5\) for out_type='fused'"),

@@ -104,6 +104,7 @@ def test_other_scales():
         (dict(scales=(3.0, 1.0)), 'powers of 2.*got 3'),
         (dict(scales=(16.0,)), 'up to the 8 channels'),
         (dict(scales=(0.0,)), 'powers of 2'),
+        (dict(scales=()), 'at least one scale'),
         (dict(num_outs=3), 'at least the number of scales, 4'),
     ],
 )

@@ -216,6 +216,9 @@ def test_stochastic_depth():
         (lambda: SPSA(10, 4), '10 channels are no multiple of num_heads=4'),
         (lambda: SPSA(num_heads=4)(torch.randn(1, 3, 10)), '10 channels are no multiple'),
         (lambda: SPSAPlugin(in_channels=10, num_heads=4), '10 channels are no multiple'),
+        (lambda: SPSA()(torch.randn(3, 10)), r'\(B, N, C\).*shape \(3, 10\)'),
+        (lambda: SPSAMobileViT('xx_small', out_indices=(5,)), '5.*there are 5 stages'),
+        (lambda: SPSAMobileViT('xx_small', out_indices=-6), '-6.*there are 5 stages'),
     ],
 )
 def test_wrong_arguments_are_named(build, message):

@@ -202,10 +202,11 @@ def thinned(tokens, stored):
     return tokens[:, :: -(-tokens.shape[1] // stored.shape[1])]
 
 
-def detector_backbone(kwargs, **overrides):
-    return STViTRSwin(
-        arch(kwargs),
-        'dense',
+def detector_options(kwargs):
+    """The backbone's arguments from those of the authors' class."""
+    return dict(
+        arch=arch(kwargs),
+        variant='dense',
         in_channels=kwargs.get('in_chans', 3),
         window_size=kwargs.get('window_size', 7),
         window_sample_size=kwargs.get('window_sample_size', 3),
@@ -215,8 +216,11 @@ def detector_backbone(kwargs, **overrides):
         qkv_bias=kwargs.get('qkv_bias', True),
         pad_mask='published' if kwargs.get('pad_mask', True) else False,
         out_indices=(0, 1, 2, 3),
-        **overrides,
     )
+
+
+def detector_backbone(kwargs, **overrides):
+    return STViTRSwin(**detector_options(kwargs), **overrides)
 
 
 @pytest.mark.golden('stvit', 'det_backbone*')
@@ -242,6 +246,27 @@ def test_official_detector_checkpoint_as_init_cfg(case, tmp_path):
         assert torch.equal(a, b), name
     outs = model(case.inputs['x_int8'].float() / 4)
     assert len(outs) == 4
+
+
+@pytest.mark.golden('stvit', 'det_backbone*')
+def test_official_checkpoint_of_a_whole_detector(case, tmp_path):
+    """Released detectors hold neck and heads, whose keys mmdet has kept."""
+    cfg = shrunk('mask-rcnn_stvit-r-swin-small_fpn_1x_coco')
+    kwargs = case.meta['kwargs']
+    cfg.backbone.update(detector_options(kwargs))
+    cfg.neck.in_channels = [kwargs['embed_dim'] * 2**i for i in range(4)]
+    source = MODELS.build(cfg)
+    rest = {k: v for k, v in source.state_dict().items() if not k.startswith('backbone.')}
+    released = {**rest, **{f'backbone.{k}': v for k, v in case.state.items()}}
+    torch.save(dict(state_dict=released), tmp_path / 'official.pth')
+    load_official(source.backbone, case.state, 'stvit')
+    init_cfg = dict(type='mmextra.OfficialCheckpoint', checkpoint=str(tmp_path / 'official.pth'))
+    detector = MODELS.build(dict(cfg, init_cfg=init_cfg))
+    alone = detector_backbone(kwargs, init_cfg=init_cfg)
+    for model, expected in ((detector, source), (alone, source.backbone)):
+        model.init_weights()
+        for (name, a), b in zip(model.state_dict().items(), expected.state_dict().values()):
+            assert torch.equal(a, b), name
 
 
 def test_layout_of_global_tokens():
@@ -345,6 +370,20 @@ def test_stvit_swin_saves_a_quarter():
     ours, stock = measure(lambda: STViTSwin('tiny')), measure(lambda: SwinTransformer('tiny'))
     assert ours[1] / stock[1] == pytest.approx(0.75, abs=0.015)
     assert ours[2][0].shape[2:] == (3, 3)  # 6x6 semantic tokens, merged
+
+
+@torch.no_grad()
+def test_stvit_swin_pads_maps_smaller_than_a_window():
+    options = dict(arch=dict(embed_dims=8, depths=[2, 2, 6, 2], num_heads=[1, 2, 2, 4]))
+    model = STViTSwin(**options, pad_small_map=True, out_indices=(0, 1, 2, 3)).eval()
+    outs = model(torch.randn(1, 3, 70, 40))
+    assert [tuple(out.shape[2:]) for out in outs] == [(18, 10), (9, 5), (3, 3), (2, 2)]
+    with pytest.raises(AssertionError, match='pad_small_map=True'):
+        STViTSwin(**options)(torch.randn(1, 3, 70, 40))
+    small, large = (STViTSwin(**options, pad_small_map=pad).eval() for pad in (False, True))
+    large.load_state_dict(small.state_dict())
+    x = torch.randn(1, 3, 260, 260)  # maps larger than a window everywhere
+    torch.testing.assert_close(large(x), small(x))
 
 
 # --- windows of the detectors, the slow way -------------------------------------------------------------------------
@@ -658,6 +697,7 @@ def test_layer_depths_of_stvit():
         (lambda: STViTRSwin(dict(embed_dims=8)), 'embed_dims, depths, num_heads'),
         (lambda: STViTRSwin(SWIN, 'sparse'), "variant must be 'cls' or 'dense', got 'sparse'"),
         (lambda: STViTRSwin(SWIN, 'dense', use_global=True), 'use_global'),
+        (lambda: STViTRSwin(SWIN, patch_size=8), "patch_size is of Swin's patch embedding"),
         (lambda: STViTRSwin(SWIN, pad_mask=True), "'exact', 'published' or False, got True"),
         (lambda: SemanticRecoveryBlock(8, 2, pad_mask='no'), "got 'no'"),
         (lambda: SemanticBlock(8, 3), 'num_heads=3'),
@@ -746,6 +786,29 @@ def test_segmentors_train(name):
     total.backward()
     assert torch.isfinite(total)
     assert all(p.grad is not None for p in model.backbone.parameters())
+
+
+@pytest.mark.parametrize('size', ['tiny', 'small', 'base'])
+def test_recipe_of_deit(size):
+    """DeiT's, of which the host's configs have Swin's warm-up, clipping and sampler."""
+    from mmengine.config import Config
+
+    cfg = Config.fromfile(CONFIGS / f'stvit_deit-{size}_4xb256_in1k.py')
+    warm_up, cosine = cfg.param_scheduler
+    assert (warm_up.end, cosine.begin, cosine.eta_min) == (5, 5, 1e-5)
+    assert cfg.optim_wrapper.clip_grad is None
+    assert cfg.train_dataloader.sampler.type == 'RepeatAugSampler'
+    assert cfg.optim_wrapper.optimizer.lr * 1e-3 == pytest.approx(1e-6)
+    assert cfg.auto_scale_lr.base_batch_size == 1024 and cfg.train_cfg.max_epochs == 300
+
+
+@pytest.mark.parametrize('path', sorted(CONFIGS.glob('*.py')), ids=lambda path: path.stem)
+def test_no_weights_of_other_networks_are_named(path):
+    """The host's bases name Swin's, ConvNeXt's or PoolFormer's."""
+    from mmengine.config import Config
+
+    cfg = Config.fromfile(path)
+    assert not any(cfg.get(key) for key in ('pretrained', 'checkpoint_file', 'load_from'))
 
 
 @pytest.mark.parametrize('size', ['small', 'base'])

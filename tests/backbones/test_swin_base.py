@@ -29,3 +29,11 @@ def test_absolute_positions_are_drawn_without_a_checkpoint():
     model = STViTSwin(**tiny('MODELS', 'STViTSwin'), use_abs_pos_embed=True)
     model.init_weights()
     assert model.absolute_pos_embed.std().item() == pytest.approx(0.02, rel=0.2)
+
+
+@pytest.mark.parametrize('frozen_stages', [-2, 4])
+def test_frozen_stages_out_of_range(frozen_stages):
+    from contracts import tiny
+
+    with pytest.raises(ValueError, match=rf'frozen_stages.*\[-1, 3\], got {frozen_stages}'):
+        STViTSwin(**tiny('MODELS', 'STViTSwin'), frozen_stages=frozen_stages)

@@ -96,17 +96,23 @@ class DSBlock(BaseModule):
         def norm(channels: int) -> nn.Module:
             return build_norm_layer(norm_cfg, channels)[1]
 
-        self.pos_conv = nn.Conv2d(embed_dims, embed_dims, 3, padding=1, groups=embed_dims)
+        # mmcv's `fuse_conv_bn` folds a norm into the convolution registered last before it. Here norms come before
+        # convolutions, so all are registered first.
         self.norm1 = norm(embed_dims)
-        self.conv_in = nn.Conv2d(embed_dims, embed_dims, 1)
         if streams != 'global':
             self.local_norm = norm(dims)
+        if streams == 'both':
+            self.local_cross_norm = norm(dims)
+        if mlp_ratio:
+            self.norm2 = norm(embed_dims)
+        self.pos_conv = nn.Conv2d(embed_dims, embed_dims, 3, padding=1, groups=embed_dims)
+        self.conv_in = nn.Conv2d(embed_dims, embed_dims, 1)
+        if streams != 'global':
             self.local_conv = nn.Conv2d(dims, dims, 3, padding=1, groups=dims)
         if streams != 'local':
             self.global_norm = nn.LayerNorm(dims)
             self.global_qkv = nn.Linear(dims, 3 * dims, bias=qkv_bias)
         if streams == 'both':
-            self.local_cross_norm = norm(dims)
             self.local_cross_qkv = nn.Conv2d(dims, 3 * dims, 1, bias=qkv_bias)
             self.local_fuse = nn.Linear(dims, dims)
             self.global_cross_norm = nn.LayerNorm(dims)
@@ -120,7 +126,6 @@ class DSBlock(BaseModule):
             if conv_ffn:
                 layers['dwconv'] = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
             layers.update(act=nn.GELU(), fc2=nn.Conv2d(hidden, embed_dims, 1))
-            self.norm2 = norm(embed_dims)
             self.mlp = nn.Sequential(layers)
         else:
             self.mlp = None
@@ -249,8 +254,8 @@ class DSNet(BaseBackbone):
         init_cfg (dict | list[dict], optional): How to initialise, besides the blocks' own. Defaults to None.
 
     Raises:
-        ValueError: If ``arch`` is unknown or incomplete, or ``out_indices``, ``reductions``, ``dpr_mode`` or
-            ``frozen_stages`` is not what the above says.
+        ValueError: If ``arch`` is unknown, incomplete or has other keys, or ``out_indices``, ``reductions``,
+            ``dpr_mode`` or ``frozen_stages`` is not what the above says.
     """
 
     arch_zoo = {'t': _arch((2, 2, 4, 1)), 's': _arch((3, 4, 8, 3)), 'b': _arch((3, 4, 28, 3))}
@@ -332,6 +337,12 @@ class DSNet(BaseBackbone):
         for key in ('embed_dims', 'depths', 'num_heads'):
             if len(arch.get(key, ())) != 4:
                 raise ValueError(f'arch[{key!r}] must be four numbers, got {arch.get(key)}')
+        unknown = set(arch) - {'embed_dims', 'depths', 'num_heads', 'mlp_ratio'}
+        if unknown:
+            raise ValueError(
+                f'arch has keys that are unknown: {sorted(unknown)}; known are embed_dims, depths, num_heads and '
+                'mlp_ratio'
+            )
         return arch
 
     def drop_path_rates(self, rate: float, mode: str) -> List[List[float]]:

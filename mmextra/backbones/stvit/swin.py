@@ -218,7 +218,7 @@ class STViTRSwin(SwinBackbone):
 
     Raises:
         ValueError: If ``arch``, ``variant`` or ``pad_mask`` is none of the above, or options of one variant are given
-            for the other.
+            for the other, or of Swin's patch embedding.
     """
 
     official_layout = 'stvit'
@@ -245,6 +245,12 @@ class STViTRSwin(SwinBackbone):
         **kwargs,
     ) -> None:
         settings = self.settings_of(arch)
+        for name in ('patch_size', 'patch_cfg'):
+            if name in kwargs:
+                raise ValueError(
+                    f"{name} is of Swin's patch embedding: here two convolutions of stride 2 make patches of 4 pixels; "
+                    'take it out'
+                )
         if variant == 'dense' and (use_global or shortcut):
             raise ValueError(
                 "use_global and shortcut are options of variant='cls': the dense variant has no fixed number of "
@@ -289,6 +295,7 @@ class STViTRSwin(SwinBackbone):
             )
             for i in range(depth // 6)
         )
+        self._freeze_stages()
 
     @classmethod
     def settings_of(cls, arch: Union[str, dict]) -> dict:
@@ -392,12 +399,14 @@ class STViTSwin(SwinBackbone):
         img_size (int | tuple[int]): The usual size of the image in pixels. Defaults to 224.
         patch_size (int): Side of a patch in pixels. Defaults to 4.
         in_channels (int): Channels of the image. Defaults to 3.
-        window_size (int): Side of a window, in image tokens. Images must have more than one window on a side in the
-            third stage. Defaults to 7.
+        window_size (int): Side of a window, in image tokens. Defaults to 7.
         window_sample_size (int): Semantic tokens on a side of a window. Defaults to 3.
         k_window_sizes (tuple[int]): Sides of the neighbourhoods that find the semantic tokens. Defaults to (14, 21).
         base_blocks (int, optional): Blocks of the third stage on image tokens. Defaults to two thirds.
         pad_mask (str | bool): See :class:`SemanticAttentionBlock`. Defaults to ``'exact'``.
+        pad_small_map (bool): What Swin blocks do with maps that are not larger than a window: pad and shift them; or
+            never shift, and refuse smaller ones: images have to be larger than 16 * ``window_size`` pixels. Defaults
+            to False.
         drop_path_rate (float): Stochastic depth of the last block, rising linearly from 0. Defaults to 0.1.
         out_indices (Sequence[int]): Stages whose normalised output is returned. Defaults to (3, ).
         with_cp (bool): Recompute blocks in the backward pass to save memory. Defaults to False.
@@ -419,6 +428,7 @@ class STViTSwin(SwinBackbone):
         k_window_sizes: Size = (14, 21),
         base_blocks: Optional[int] = None,
         pad_mask: PadMask = 'exact',
+        pad_small_map: bool = False,
         drop_path_rate: float = 0.1,
         out_indices: Sequence[int] = (3,),
         with_cp: bool = False,
@@ -436,6 +446,7 @@ class STViTSwin(SwinBackbone):
             drop_path_rate=drop_path_rate,
             out_indices=out_indices,
             with_cp=with_cp,
+            pad_small_map=pad_small_map,
             stage_cfgs=stage_cfgs,
             init_cfg=init_cfg,
             **kwargs,
@@ -456,6 +467,7 @@ class STViTSwin(SwinBackbone):
                 window_size=size,
                 shift=index % 2 == 1,
                 drop_path=rates[index],
+                pad_small_map=pad_small_map,
                 with_cp=with_cp,
             )
 
@@ -478,3 +490,4 @@ class STViTSwin(SwinBackbone):
             **common,
             downsample=True,
         )
+        self._freeze_stages()

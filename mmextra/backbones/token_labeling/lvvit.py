@@ -12,11 +12,10 @@ from mmengine.model import BaseModule
 from mmengine.model.weight_init import trunc_normal_
 from mmengine.utils import to_2tuple
 from mmpretrain.models.backbones.base_backbone import BaseBackbone
-from mmpretrain.models.utils import resize_pos_embed
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mmextra.backbones.plain_vit import conv_norm
+from mmextra.backbones.plain_vit import conv_norm, resize_tokens
 from mmextra.engine.arguments import resolve_indices
 from mmextra.engine.checkpoint import StateDict, is_checkpoint_init, register_layout
 from mmextra.registry import MODELS
@@ -377,8 +376,12 @@ class LVViT(BaseBackbone):
         if pos_embed is None or pos_embed.shape == self.pos_embed.shape:
             return
         side = int((pos_embed.shape[1] - 1) ** 0.5)
-        state_dict[f'{prefix}pos_embed'] = resize_pos_embed(
-            pos_embed, (side, side), self.patch_resolution, self.interpolate_mode
+        state_dict[f'{prefix}pos_embed'] = resize_tokens(
+            pos_embed,
+            (side, side),
+            self.patch_resolution,
+            self.interpolate_mode,
+            num_extra_tokens=1,
         )
 
     def _freeze_stages(self) -> None:
@@ -427,7 +430,9 @@ class LVViT(BaseBackbone):
         return tuple(outs)
 
     def _positions(self, grid: Tuple[int, int]) -> Tensor:
-        return resize_pos_embed(self.pos_embed, self.patch_resolution, grid, self.interpolate_mode)
+        return resize_tokens(
+            self.pos_embed, self.patch_resolution, grid, self.interpolate_mode, num_extra_tokens=1
+        )
 
     def _format(self, tokens: Tensor, grid: Tuple[int, int], box: Box, last: bool):
         if self.out_type == 'raw':
