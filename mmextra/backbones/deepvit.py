@@ -215,6 +215,7 @@ class DeepViT(PlainViT):
         's': _arch(396, 16, 5, residual_scale=0.5, transform_scale=True, stem='conv2'),
         'l': _arch(420, 32, 12, residual_scale=0.5, stem='conv2'),
     }
+    ARCH_OPTIONS = ('transform_mask', 'residual_scale', 'transform_scale', 'stem')
     STEMS = dict(patch=(), conv2=(64, 64))
     official_layout = 'deepvit'
 

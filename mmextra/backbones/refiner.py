@@ -283,6 +283,7 @@ class RefinerViT(PlainViT):
         'm': _arch(420, 32, 12, head_expand=3),
         'l': _arch(512, 32, 16, head_expand=3),
     }
+    ARCH_OPTIONS = ('head_expand',)
     OUT_TYPES = {*PlainViT.OUT_TYPES, 'dense'}
     official_layout = 'refiner'
 
@@ -329,6 +330,10 @@ class RefinerViT(PlainViT):
             raise ValueError(
                 f"mix_token needs out_type='dense' to hand on the box, got out_type={out_type!r}"
             )
+        if out_type == 'dense' and not kwargs.get('with_cls_token', True):
+            raise ValueError(
+                "out_type='dense' hands on the class token: with_cls_token must be True"
+            )
 
         def make_layer(index: int, rate: float) -> ScaledResidualBlock:
             attn = RefinedAttention(
@@ -367,6 +372,7 @@ class RefinerViT(PlainViT):
             with_cp=with_cp,
             stem_widths=(32, 64, 128),
             make_layer=make_layer,
+            interpolate_mode='bilinear',
             init_cfg=init_cfg or dict(type='TruncNormal', layer='Linear', std=0.02, bias=0.0),
             **kwargs,
         )
@@ -411,21 +417,6 @@ class RefinerViT(PlainViT):
         if self.training and self.cos_reg_maps > 0 and index <= self.cos_reg_maps:
             self.attn_maps.append(prev)
         return x, prev
-
-    def resize_positions(
-        self, pos_embed: Tensor, source: Tuple[int, int], target: Tuple[int, int]
-    ) -> Tensor:
-        """Resize position embeddings (1, N, C) from one grid of patches to another."""
-        if tuple(source) == tuple(target):
-            return pos_embed
-        extra, grid = pos_embed.tensor_split([self.num_extra_tokens], dim=1)
-        grid = F.interpolate(
-            grid.mT.unflatten(2, source).float(),
-            size=target,
-            mode='bilinear',
-            align_corners=self.pos_align_corners,
-        )
-        return torch.cat((extra, grid.flatten(2).mT.to(extra.dtype)), dim=1)
 
     def _format_output(self, x: Tensor, hw: Tuple[int, int]) -> Tensor:
         if self.out_type == 'dense':
