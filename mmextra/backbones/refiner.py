@@ -437,10 +437,11 @@ class AttnCosRegLoss(nn.Module):
     Args:
         loss_weight (float): The weight w. Defaults to 0.1.
         num_pairs (int): Number n of pairs of layers, the first ones. Defaults to 12.
-        loss_name (str): Its name in the log. Defaults to ``'loss_attn_cos'``.
+        loss_name (str): Its name in the log, which holds ``loss``. Defaults to ``'loss_attn_cos'``.
 
     Raises:
-        ValueError: If ``num_pairs`` is not positive, or in ``forward`` if there are fewer maps than it takes.
+        ValueError: If ``num_pairs`` is not positive or ``loss_name`` does not say that it is a loss, or in ``forward``
+            if there are fewer maps than it takes.
     """
 
     def __init__(
@@ -449,6 +450,10 @@ class AttnCosRegLoss(nn.Module):
         super().__init__()
         if num_pairs < 1:
             raise ValueError(f'num_pairs must be at least 1, got {num_pairs}')
+        if 'loss' not in loss_name:
+            raise ValueError(
+                f"loss_name={loss_name!r} must have 'loss' in it: mmengine logs other entries and adds them to no loss"
+            )
         self.loss_weight = loss_weight
         self.num_pairs = num_pairs
         self.loss_name = loss_name

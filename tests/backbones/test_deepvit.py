@@ -2,6 +2,7 @@
 
 import copy
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmextra.backbones.deepvit import (
+    AttentionSimilarityHook,
     DeepViT,
     ReAttention,
     attention_similarity,
@@ -597,14 +599,24 @@ def test_re_attention_makes_maps_differ():
     assert plain == pytest.approx(1) and re_attended < 0.9
 
 
-def test_map_of_stock_attention():
+@pytest.mark.parametrize('knn', [None, 'applied', 'layer'])
+def test_map_of_stock_attention(knn):
+    """Also where k-NN attention took its place: the maps are those that are applied to the values."""
     from mmpretrain.models.utils import MultiheadAttention
 
-    layer, x = MultiheadAttention(24, 4), torch.randn(2, 9, 24)
+    from mmextra.backbones.kvt import KNNMultiheadAttention, apply_knn_attention
+
+    x = torch.randn(2, 9, 24)
+    layer = MultiheadAttention(24, 4)
+    if knn == 'applied':
+        apply_knn_attention(layer, topk=3)
+    elif knn == 'layer':
+        layer = KNNMultiheadAttention(24, 4, topk=3, qk_scale=0.7)
     attn = stock_attention_map(layer, x)
     v = layer.qkv(x)[..., 48:].unflatten(-1, (4, 6)).transpose(1, 2)
     expected = layer.proj((attn @ v).transpose(1, 2).flatten(2))
     torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-5)
+    assert ((attn > 0).sum(-1) == (3 if knn else 9)).all()
 
 
 @pytest.mark.parametrize('backbone', ['mmextra.DeepViT', 'VisionTransformer'])
@@ -651,6 +663,17 @@ def maps_by_hand(model, batch):
 def with_scale(layer):
     layer.scale = layer.head_dims**-0.5
     return layer
+
+
+def test_similarity_hook_knows_k_nn_attention():
+    from mmextra.backbones.kvt import KNNMultiheadAttention
+
+    hook = AttentionSimilarityHook()
+    layers = nn.Sequential(*[KNNMultiheadAttention(24, 3, topk=2) for _ in range(2)])
+    hook.before_val(SimpleNamespace(model=layers))
+    hook.before_val_iter(None, 0)
+    layers(torch.randn(1, 5, 24))
+    assert [(m > 0).sum().item() for m in hook._maps] == [3 * 5 * 2] * 2
 
 
 def test_similarity_hook_needs_attention(tmp_path):

@@ -470,6 +470,8 @@ def test_regulariser_needs_enough_maps():
         AttnCosRegLoss()([torch.rand(1, 2, 3, 3)] * 2)
     with pytest.raises(ValueError, match='num_pairs must be at least 1'):
         AttnCosRegLoss(num_pairs=0)
+    with pytest.raises(ValueError, match="loss_name='attn_cos' must have 'loss' in it"):
+        AttnCosRegLoss(loss_name='attn_cos')
 
 
 def test_regulariser_in_the_token_label_head():

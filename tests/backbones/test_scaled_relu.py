@@ -7,6 +7,7 @@ import pytest
 import torch
 from mmcv.cnn import fuse_conv_bn
 from mmengine.config import Config
+from mmengine.hooks import Hook
 from mmengine.model import convert_sync_batchnorm
 from tiny_classifiers import classification_runner, classifier
 from torch import nn
@@ -425,7 +426,7 @@ def test_hook_logs_at_its_interval():
         runner.iter += 1
     hook.after_train(runner)
     assert logged[0] == {}
-    assert logged[1]['train/nonfinite_loss'] == 0.5 and logged[3]['train/nonfinite_loss'] == 0
+    assert logged[1]['train/nonfinite'] == 0.5 and logged[3]['train/nonfinite'] == 0
     assert logged[2] == logged[1]
     with torch.no_grad():
         embed = runner.model.backbone.patch_embed
@@ -435,6 +436,31 @@ def test_hook_logs_at_its_interval():
             embed(x)[0]
         ).item()  # batch statistics: the same as in that iteration
     assert logged[3]['train/stem_similarity'] == pytest.approx(expected, abs=1e-5)
+
+
+class BreakFirstIteration(Hook):
+    """The loss that the later hooks see is not a number in the first iteration."""
+
+    priority = 'VERY_HIGH'
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        if runner.iter == 0:
+            outputs['loss'] = torch.tensor(float('nan'))
+
+
+def test_log_has_the_fraction_since_its_last_entry(tmp_path):
+    """mmengine averages what has `loss` in its name over the last ten entries."""
+    import json
+
+    model = classifier(dict(type='VisionTransformer', arch=ARCH, img_size=32, patch_size=8))
+    hooks = [dict(type='mmextra.StemDiversityHook', interval=1)]
+    runner = classification_runner(model, tmp_path, hooks)
+    runner.register_hook(BreakFirstIteration())
+    runner.train()
+    (log,) = tmp_path.glob('*/vis_data/scalars.json')
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    fractions = [line['nonfinite'] for line in lines if 'stem_similarity' in line]
+    assert fractions == [1, 0, 0, 0]
 
 
 def test_hook_names_the_candidates_for_a_wrong_module():
