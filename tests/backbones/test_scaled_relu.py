@@ -150,6 +150,29 @@ def test_recipe_of_deit(name):
     assert cfg.train_cfg.max_epochs == 300
     transforms = {t.type for t in cfg.train_dataloader.dataset.pipeline}
     assert {'RandAugment', 'RandomErasing'} <= transforms
+    assert cfg.model.backbone.drop_path_rate == 0.1
+    assert cfg.train_dataloader.sampler.type == 'RepeatAugSampler'
+    assert [a.type for a in cfg.model.train_cfg.augments] == ['Mixup', 'CutMix']
+    assert [hook.momentum for hook in cfg.custom_hooks] == [pytest.approx(1 - 0.99996)]
+    assert cfg.model.backbone.arch == f'deit-{name.partition("_")[0]}' or '11blk' in name
+
+
+def test_fine_tuning_of_deit():
+    """Not the schedule of the first ViT, which the host's config of this size has."""
+    cfg = Config.fromfile(CONFIGS / 'scaled-relu_deit-base_16xb32_in1k-384px.py')
+    assert (cfg.train_dataloader.batch_size, cfg.auto_scale_lr.base_batch_size) == (32, 512)
+    assert (cfg.optim_wrapper.optimizer.lr, cfg.optim_wrapper.optimizer.weight_decay) == (
+        5e-6,
+        1e-8,
+    )
+    assert cfg.optim_wrapper.clip_grad is None and cfg.param_scheduler == []
+    assert cfg.train_cfg.max_epochs == 30
+    assert (cfg.model.backbone.img_size, cfg.model.backbone.drop_path_rate) == (384, 0.1)
+    for transform in cfg.train_dataloader.dataset.pipeline:
+        if transform.type == 'RandomResizedCrop':
+            assert transform.scale == 384
+    resize, crop = cfg.test_dataloader.dataset.pipeline[1:3]
+    assert (resize.scale, crop.crop_size) == (int(384 * 256 / 224), 384)
 
 
 # --- the stem in stock backbones ------------------------------------------------------------------------------------
