@@ -215,6 +215,7 @@ class DeepViT(PlainViT):
         's': _arch(396, 16, 5, residual_scale=0.5, transform_scale=True, stem='conv2'),
         'l': _arch(420, 32, 12, residual_scale=0.5, stem='conv2'),
     }
+    ARCH_OPTIONS = ('transform_mask', 'residual_scale', 'transform_scale', 'stem')
     STEMS = dict(patch=(), conv2=(64, 64))
     official_layout = 'deepvit'
 
@@ -323,9 +324,11 @@ def attention_similarity(first: Tensor, second: Tensor) -> Tensor:
 
 
 def stock_attention_map(attn: MultiheadAttention, x: Tensor) -> Tensor:
-    """The softmax maps (B, h, N, N) of the host's attention for tokens (B, N, C)."""
+    """The maps (B, h, N, N) of the host's attention, dense or k-NN, for tokens (B, N, C)."""
     q, k, _ = attn.qkv(x).unflatten(-1, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind()
-    return ((q * attn.head_dims**-0.5) @ k.mT).softmax(-1)
+    # With unit vectors for values, the output is the weights.
+    units = torch.eye(x.shape[1], dtype=k.dtype, device=k.device).expand(*k.shape[:2], -1, -1)
+    return attn.scaled_dot_product_attention(q, k, units)
 
 
 @HOOKS.register_module()
@@ -335,7 +338,8 @@ class AttentionSimilarityHook(Hook):
     Writes ``attn_similarity``, the mean over all pairs, and ``attn_similarity_last``, that of the last pairs, beside
     the metrics of the validation. 1 means that the maps are the same (section 3).
 
-    It knows the attention of ``DeepViT``, of ``RefinerViT``, and mmpretrain's ``MultiheadAttention`` (ViT, DeiT, T2T).
+    It knows the attention of ``DeepViT``, of ``RefinerViT``, and mmpretrain's ``MultiheadAttention`` (ViT, DeiT, T2T),
+    dense or with k-NN attention.
 
     Args:
         interval (int): Validations between two measurements. Defaults to 1.
@@ -370,7 +374,8 @@ class AttentionSimilarityHook(Hook):
         self._modules = [
             m
             for m in model.modules()
-            if hasattr(m, 'attention_map') or type(m) is MultiheadAttention
+            if hasattr(m, 'attention_map')
+            or getattr(type(m), 'forward', None) is MultiheadAttention.forward
         ]
         if len(self._modules) < 2:
             raise ValueError(

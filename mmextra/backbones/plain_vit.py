@@ -1,5 +1,6 @@
 """What the papers of this wing that change a plain vision transformer have in common. Nothing is registered here."""
 
+import math
 from contextlib import contextmanager, nullcontext
 from typing import Any, Callable, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
 
@@ -174,8 +175,12 @@ class PlainViT(VisionTransformer):
         **kwargs: Further arguments of the host's class.
 
     Raises:
-        ValueError: If ``arch``, ``out_indices`` or ``frozen_stages`` is not what the above says.
+        ValueError: If ``arch``, ``out_indices`` or ``frozen_stages`` is not what the above says, or an argument of the
+            host's would have no effect.
     """
+
+    ARCH_OPTIONS: Tuple[str, ...] = ()  # keys that a dict for ``arch`` may have besides
+    pos_align_corners = False  # of the interpolation of positions
 
     def __init__(
         self,
@@ -201,6 +206,13 @@ class PlainViT(VisionTransformer):
             )
         if not -1 <= frozen_stages <= num_layers:
             raise ValueError(f'frozen_stages must lie in [-1, {num_layers}], got {frozen_stages}')
+        unused = {'layer_cfgs', 'layer_scale_init_value'} if make_layer else set()
+        unused |= {'patch_cfg'} if stem_widths else set()
+        if unused & set(kwargs):
+            raise ValueError(
+                f'{type(self).__name__} makes its own layers and stem, for which {sorted(unused & set(kwargs))} would '
+                'mean nothing: take it out'
+            )
         super().__init__(
             # Without layers the host's class makes all the rest.
             {**settings, 'num_layers': 0} if make_layer else settings,
@@ -238,9 +250,14 @@ class PlainViT(VisionTransformer):
             if arch.lower() not in cls.arch_zoo:
                 raise ValueError(f'arch {arch!r} is unknown, choose from {sorted(cls.arch_zoo)}')
             return dict(cls.arch_zoo[arch.lower()])
-        missing = {'embed_dims', 'num_layers', 'num_heads', 'feedforward_channels'} - set(arch)
-        if missing:
-            raise ValueError(f'arch lacks {sorted(missing)}; given: {sorted(arch)}')
+        needed = {'embed_dims', 'num_layers', 'num_heads', 'feedforward_channels'}
+        if needed - set(arch):
+            raise ValueError(f'arch lacks {sorted(needed - set(arch))}; given: {sorted(arch)}')
+        unknown = set(arch) - needed - set(cls.ARCH_OPTIONS)
+        if unknown:
+            raise ValueError(
+                f'arch has unknown {sorted(unknown)}; known are {sorted(needed | set(cls.ARCH_OPTIONS))}'
+            )
         if arch['embed_dims'] % arch['num_heads']:
             raise ValueError(
                 f'embed_dims={arch["embed_dims"]} is no multiple of num_heads={arch["num_heads"]}'
@@ -300,18 +317,32 @@ class PlainViT(VisionTransformer):
     ) -> Tensor:
         """Resize position embeddings (1, N, C) from one grid of patches to another."""
         return resize_tokens(
-            pos_embed, source, target, self.interpolate_mode, self.num_extra_tokens
+            pos_embed,
+            source,
+            target,
+            self.interpolate_mode,
+            self.num_extra_tokens,
+            self.pos_align_corners,
         )
 
     def _prepare_pos_embed(self, state_dict: StateDict, prefix: str, *args, **kwargs) -> None:
-        """Fit the positions of a checkpoint with another, square, grid before it is loaded."""
+        """Fit the positions of a checkpoint with another, square, grid or with a class token before it is loaded."""
         name = f'{prefix}pos_embed'
-        if name not in state_dict or state_dict[name].shape == self.pos_embed.shape:
+        if name not in state_dict:
             return
-        side = round((state_dict[name].shape[1] - self.num_extra_tokens) ** 0.5)
-        state_dict[name] = self.resize_positions(
-            state_dict[name], (side, side), self.patch_resolution
-        )
+        if self.cls_token is None and f'{prefix}cls_token' in state_dict:
+            state_dict[name] = state_dict[name][:, 1:]
+        positions = state_dict[name]
+        if positions.shape == self.pos_embed.shape:
+            return
+        patches = positions.shape[1] - self.num_extra_tokens
+        side = math.isqrt(max(patches, 0))
+        if side**2 != patches:
+            raise ValueError(
+                f'{name} of the checkpoint has {patches} patches, this model {self.patch_resolution}: only a square '
+                'grid can be resized; give the model the img_size of the checkpoint'
+            )
+        state_dict[name] = self.resize_positions(positions, (side, side), self.patch_resolution)
 
     def run_layer(self, index: int, x: Tensor, state: Any) -> Tuple[Tensor, Any]:
         """Run one layer on tokens (B, N, C), with the state that the previous layer handed on (None at first)."""

@@ -24,7 +24,6 @@ from mmextra.backbones.plain_vit import (
     deit_keys,
     mixed_statistics,
     norm_affine,
-    resize_tokens,
 )
 from mmextra.backbones.token_labeling import MixToken, swap_box
 from mmextra.engine.checkpoint import StateDict, register_layout
@@ -284,6 +283,7 @@ class RefinerViT(PlainViT):
         'm': _arch(420, 32, 12, head_expand=3),
         'l': _arch(512, 32, 16, head_expand=3),
     }
+    ARCH_OPTIONS = ('head_expand',)
     OUT_TYPES = {*PlainViT.OUT_TYPES, 'dense'}
     official_layout = 'refiner'
 
@@ -330,6 +330,10 @@ class RefinerViT(PlainViT):
             raise ValueError(
                 f"mix_token needs out_type='dense' to hand on the box, got out_type={out_type!r}"
             )
+        if out_type == 'dense' and not kwargs.get('with_cls_token', True):
+            raise ValueError(
+                "out_type='dense' hands on the class token: with_cls_token must be True"
+            )
 
         def make_layer(index: int, rate: float) -> ScaledResidualBlock:
             attn = RefinedAttention(
@@ -368,6 +372,7 @@ class RefinerViT(PlainViT):
             with_cp=with_cp,
             stem_widths=(32, 64, 128),
             make_layer=make_layer,
+            interpolate_mode='bilinear',
             init_cfg=init_cfg or dict(type='TruncNormal', layer='Linear', std=0.02, bias=0.0),
             **kwargs,
         )
@@ -413,14 +418,6 @@ class RefinerViT(PlainViT):
             self.attn_maps.append(prev)
         return x, prev
 
-    def resize_positions(
-        self, pos_embed: Tensor, source: Tuple[int, int], target: Tuple[int, int]
-    ) -> Tensor:
-        """Resize position embeddings (1, N, C) from one grid of patches to another."""
-        return resize_tokens(
-            pos_embed, source, target, 'bilinear', self.num_extra_tokens, self.pos_align_corners
-        )
-
     def _format_output(self, x: Tensor, hw: Tuple[int, int]) -> Tensor:
         if self.out_type == 'dense':
             return x[:, self.num_extra_tokens :].mT.unflatten(2, hw)
@@ -440,10 +437,11 @@ class AttnCosRegLoss(nn.Module):
     Args:
         loss_weight (float): The weight w. Defaults to 0.1.
         num_pairs (int): Number n of pairs of layers, the first ones. Defaults to 12.
-        loss_name (str): Its name in the log. Defaults to ``'loss_attn_cos'``.
+        loss_name (str): Its name in the log, which holds ``loss``. Defaults to ``'loss_attn_cos'``.
 
     Raises:
-        ValueError: If ``num_pairs`` is not positive, or in ``forward`` if there are fewer maps than it takes.
+        ValueError: If ``num_pairs`` is not positive or ``loss_name`` does not say that it is a loss, or in ``forward``
+            if there are fewer maps than it takes.
     """
 
     def __init__(
@@ -452,6 +450,10 @@ class AttnCosRegLoss(nn.Module):
         super().__init__()
         if num_pairs < 1:
             raise ValueError(f'num_pairs must be at least 1, got {num_pairs}')
+        if 'loss' not in loss_name:
+            raise ValueError(
+                f"loss_name={loss_name!r} must have 'loss' in it: mmengine logs other entries and adds them to no loss"
+            )
         self.loss_weight = loss_weight
         self.num_pairs = num_pairs
         self.loss_name = loss_name

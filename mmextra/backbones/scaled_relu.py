@@ -281,7 +281,7 @@ class StemDiversityHook(Hook):
     """Log how alike the patch tokens are after the stem, and how often the loss is not finite.
 
     Writes ``stem_similarity``, the mean cosine similarity between two different tokens of an image, and
-    ``nonfinite_loss``, the fraction of the iterations since the last entry with a loss that was not finite.
+    ``nonfinite``, the fraction of the iterations since the last entry with a loss that was not finite.
 
     Args:
         interval (int): Iterations between two entries. Defaults to 50.
@@ -325,7 +325,8 @@ class StemDiversityHook(Hook):
         losses = [v for v in (outputs or {}).values() if isinstance(v, (Tensor, float))]
         self._nonfinite.append(not all(bool(torch.as_tensor(v).isfinite().all()) for v in losses))
         if self._due:
-            scalars = dict(nonfinite_loss=sum(self._nonfinite) / len(self._nonfinite))
+            # Without `loss` in its name, which would have the log print a mean over the last ten entries.
+            scalars = dict(nonfinite=sum(self._nonfinite) / len(self._nonfinite))
             if self._similarity is not None:
                 scalars['stem_similarity'] = self._similarity.item()
             runner.message_hub.update_scalars({f'train/{k}': v for k, v in scalars.items()})

@@ -1,6 +1,8 @@
 """DeepViT: the authors' numbers, re-attention against a slow loop, and what its heads and norm promise."""
 
 import copy
+import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmextra.backbones.deepvit import (
+    AttentionSimilarityHook,
     DeepViT,
     ReAttention,
     attention_similarity,
@@ -443,6 +446,65 @@ def test_checkpoint_of_another_size_loads():
     torch.testing.assert_close(target.pos_embed[:, 0], source.pos_embed[:, 0])
 
 
+def interpolation_weights(source, target, align_corners, cubic):
+    """Rows of weights (target, source) along one side, from the formulas of the kernels."""
+    weights = torch.zeros(target, source, dtype=torch.double)
+    for i in range(target):
+        at = i * (source - 1) / (target - 1) if align_corners else (i + 0.5) * source / target - 0.5
+        at = at if cubic else max(at, 0.0)
+        for j in range(math.floor(at) - 1, math.floor(at) + 3):
+            d = abs(at - j)
+            if not cubic:
+                weight = max(0.0, 1 - d)
+            elif d <= 1:
+                weight = 1.25 * d**3 - 2.25 * d**2 + 1
+            else:
+                weight = -0.75 * (d**3 - 5 * d**2 + 8 * d - 4)
+            weights[i, min(max(j, 0), source - 1)] += weight
+    return weights
+
+
+@pytest.mark.parametrize('name', ['DeepViT', 'RefinerViT', 'KNNVisionTransformer'])
+def test_positions_are_resized_in_double_precision(name):
+    arch = {k: ARCH[k] for k in list(ARCH)[:4]}
+    model = MODELS.build(dict(type=f'mmextra.{name}', arch=arch, img_size=64, patch_size=8))
+    positions = torch.randn(1, 65, 24, dtype=torch.double)
+    resized = model.resize_positions(positions, (8, 8), (15, 5))
+    linear = name == 'RefinerViT'  # with aligned corners
+    down, across = (interpolation_weights(8, n, linear, not linear) for n in (15, 5))
+    expected = torch.einsum('ih,jw,bhwc->bijc', down, across, positions[:, 1:].unflatten(1, (8, 8)))
+    torch.testing.assert_close(resized[:, 1:], expected.flatten(1, 2), rtol=1e-12, atol=1e-12)
+    assert torch.equal(resized[:, 0], positions[:, 0])
+
+
+@pytest.mark.parametrize('size', [32, 48])
+@pytest.mark.parametrize('name', ['DeepViT', 'KNNVisionTransformer', 'STViT'])
+def test_checkpoint_with_a_class_token_loads_without_one(name, size):
+    """As in the host's class: the position of the class token goes, the others stay, or are resized."""
+    from mmpretrain.models import VisionTransformer
+
+    arch = {k: ARCH[k] for k in list(ARCH)[:4]}
+    source = VisionTransformer({**arch, 'num_layers': 8}, 32, 8)
+    nn.init.normal_(source.pos_embed)
+    options = {} if name == 'STViT' else dict(with_cls_token=False, out_type='featmap')
+    cfg = dict(type=f'mmextra.{name}', arch={**arch, 'num_layers': 8}, patch_size=8, **options)
+    model = MODELS.build(dict(cfg, img_size=size))
+    model.load_state_dict(source.state_dict(), strict=False)
+    expected = source.pos_embed[:, 1:]
+    if size == 48:
+        stock = VisionTransformer(arch, 48, 8, with_cls_token=False, out_type='featmap')
+        stock.load_state_dict({'pos_embed': expected}, strict=False)
+        expected = stock.pos_embed
+    torch.testing.assert_close(model.pos_embed, expected)
+
+
+def test_checkpoint_of_another_grid_that_is_not_square_is_refused():
+    target = DeepViT(ARCH, (48, 32), 8)
+    target.load_state_dict(DeepViT(ARCH, (48, 32), 8).state_dict())
+    with pytest.raises(ValueError, match=r'has 21 patches, this model \(6, 4\)'):
+        target.load_state_dict(DeepViT(ARCH, (56, 24), 8).state_dict())
+
+
 def test_frozen_norms_stay_in_eval_mode():
     model = DeepViT(ARCH, 32, 8, frozen_stages=2).train()
     assert not model.patch_embed.stem[0].bn.training and not model.layers[1].attn.var_norm.training
@@ -492,6 +554,9 @@ def test_norms_can_be_fused_for_inference():
         (dict(arch={**ARCH, 'embed_dims': 25}), 'embed_dims=25 is no multiple of num_heads=4'),
         (dict(arch={**ARCH, 'transform_mask': [True]}), 'transform_mask has 1 entries'),
         (dict(arch={**ARCH, 'stem': 'conv3'}), "stem must be one of .*got 'conv3'"),
+        (dict(arch={**ARCH, 'transform_masks': [True]}), r"arch has unknown \['transform_masks'\]"),
+        (dict(arch=ARCH, layer_cfgs=dict(drop_rate=0.1)), r"for which \['layer_cfgs'\] would mean"),
+        (dict(arch=ARCH, patch_cfg=dict(bias=False)), r"for which \['patch_cfg'\] would mean"),
         (dict(arch={**ARCH, 'residual_scale': 0}), 'residual_scale must be positive'),
         (dict(arch=ARCH, patch_size=7), 'patch_size must be even'),
         (dict(arch=ARCH, out_indices=3), r'out_indices must lie in \[-3, 3\)'),
@@ -534,14 +599,24 @@ def test_re_attention_makes_maps_differ():
     assert plain == pytest.approx(1) and re_attended < 0.9
 
 
-def test_map_of_stock_attention():
+@pytest.mark.parametrize('knn', [None, 'applied', 'layer'])
+def test_map_of_stock_attention(knn):
+    """Also where k-NN attention took its place: the maps are those that are applied to the values."""
     from mmpretrain.models.utils import MultiheadAttention
 
-    layer, x = MultiheadAttention(24, 4), torch.randn(2, 9, 24)
+    from mmextra.backbones.kvt import KNNMultiheadAttention, apply_knn_attention
+
+    x = torch.randn(2, 9, 24)
+    layer = MultiheadAttention(24, 4)
+    if knn == 'applied':
+        apply_knn_attention(layer, topk=3)
+    elif knn == 'layer':
+        layer = KNNMultiheadAttention(24, 4, topk=3, qk_scale=0.7)
     attn = stock_attention_map(layer, x)
     v = layer.qkv(x)[..., 48:].unflatten(-1, (4, 6)).transpose(1, 2)
     expected = layer.proj((attn @ v).transpose(1, 2).flatten(2))
     torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-5)
+    assert ((attn > 0).sum(-1) == (3 if knn else 9)).all()
 
 
 @pytest.mark.parametrize('backbone', ['mmextra.DeepViT', 'VisionTransformer'])
@@ -588,6 +663,17 @@ def maps_by_hand(model, batch):
 def with_scale(layer):
     layer.scale = layer.head_dims**-0.5
     return layer
+
+
+def test_similarity_hook_knows_k_nn_attention():
+    from mmextra.backbones.kvt import KNNMultiheadAttention
+
+    hook = AttentionSimilarityHook()
+    layers = nn.Sequential(*[KNNMultiheadAttention(24, 3, topk=2) for _ in range(2)])
+    hook.before_val(SimpleNamespace(model=layers))
+    hook.before_val_iter(None, 0)
+    layers(torch.randn(1, 5, 24))
+    assert [(m > 0).sum().item() for m in hook._maps] == [3 * 5 * 2] * 2
 
 
 def test_similarity_hook_needs_attention(tmp_path):

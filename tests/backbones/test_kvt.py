@@ -792,6 +792,26 @@ def test_recipe_of_deit(name):
     assert knn.topk == 100 and ema.momentum == pytest.approx(1 - 0.99996)
 
 
+def test_recipe_of_tnt():
+    """That of DeiT, on images of mean and standard deviation 0.5."""
+    cfg = Config.fromfile(CONFIGS / 'kvt_tnt-s-p16_16xb64_in1k.py')
+    optimizer = cfg.optim_wrapper.optimizer
+    assert (optimizer.type, optimizer.lr, optimizer.weight_decay) == ('AdamW', 1e-3, 0.05)
+    assert cfg.optim_wrapper.clip_grad is None and cfg.data_preprocessor.mean == [127.5] * 3
+    warmup, cosine = cfg.param_scheduler
+    assert (warmup.end, cosine.begin, cosine.eta_min, cfg.train_cfg.max_epochs) == (5, 5, 1e-5, 300)
+    assert [a.type for a in cfg.model.train_cfg.augments] == ['Mixup', 'CutMix']
+    loader = cfg.train_dataloader
+    assert (loader.batch_size, loader.sampler.type) == (64, 'RepeatAugSampler')
+    assert {'RandAugment', 'RandomErasing'} <= {t.type for t in loader.dataset.pipeline}
+    knn, ema = cfg.custom_hooks
+    assert knn.topk == 100 and ema.momentum == pytest.approx(1 - 0.99996)
+    parameters = dict(MODELS.build(cfg.model).named_parameters())
+    for key in cfg.optim_wrapper.paramwise_cfg.custom_keys:
+        host = key in ('.absolute_pos_embed', '.relative_position_bias_table')  # Swin's
+        assert host or any(key in name for name in parameters)
+
+
 def test_detector_trains_a_step():
     pytest.importorskip('mmdet.models')
     from mmdet.testing import demo_mm_inputs

@@ -422,6 +422,8 @@ def test_norms_can_be_fused_for_inference():
         (dict(share_pattern=[False, True]), 'share_pattern has 2 entries for num_layers=4'),
         (dict(apply_transform=[True]), 'apply_transform has 1 entries for num_layers=4'),
         (dict(mix_token=True), "mix_token needs out_type='dense'"),
+        (dict(with_cls_token=False, out_type='dense'), 'with_cls_token must be True'),
+        (dict(layer_scale_init_value=0.1), r"for which \['layer_scale_init_value'\] would mean"),
         (dict(mix_token=True, out_type='dense', out_indices=(0, 1)), 'box with the last layer'),
     ],
 )
@@ -468,6 +470,8 @@ def test_regulariser_needs_enough_maps():
         AttnCosRegLoss()([torch.rand(1, 2, 3, 3)] * 2)
     with pytest.raises(ValueError, match='num_pairs must be at least 1'):
         AttnCosRegLoss(num_pairs=0)
+    with pytest.raises(ValueError, match="loss_name='attn_cos' must have 'loss' in it"):
+        AttnCosRegLoss(loss_name='attn_cos')
 
 
 def test_regulariser_in_the_token_label_head():

@@ -7,6 +7,7 @@ import pytest
 import torch
 from mmcv.cnn import fuse_conv_bn
 from mmengine.config import Config
+from mmengine.hooks import Hook
 from mmengine.model import convert_sync_batchnorm
 from tiny_classifiers import classification_runner, classifier
 from torch import nn
@@ -149,6 +150,29 @@ def test_recipe_of_deit(name):
     assert cfg.train_cfg.max_epochs == 300
     transforms = {t.type for t in cfg.train_dataloader.dataset.pipeline}
     assert {'RandAugment', 'RandomErasing'} <= transforms
+    assert cfg.model.backbone.drop_path_rate == 0.1
+    assert cfg.train_dataloader.sampler.type == 'RepeatAugSampler'
+    assert [a.type for a in cfg.model.train_cfg.augments] == ['Mixup', 'CutMix']
+    assert [hook.momentum for hook in cfg.custom_hooks] == [pytest.approx(1 - 0.99996)]
+    assert cfg.model.backbone.arch == f'deit-{name.partition("_")[0]}' or '11blk' in name
+
+
+def test_fine_tuning_of_deit():
+    """Not the schedule of the first ViT, which the host's config of this size has."""
+    cfg = Config.fromfile(CONFIGS / 'scaled-relu_deit-base_16xb32_in1k-384px.py')
+    assert (cfg.train_dataloader.batch_size, cfg.auto_scale_lr.base_batch_size) == (32, 512)
+    assert (cfg.optim_wrapper.optimizer.lr, cfg.optim_wrapper.optimizer.weight_decay) == (
+        5e-6,
+        1e-8,
+    )
+    assert cfg.optim_wrapper.clip_grad is None and cfg.param_scheduler == []
+    assert cfg.train_cfg.max_epochs == 30
+    assert (cfg.model.backbone.img_size, cfg.model.backbone.drop_path_rate) == (384, 0.1)
+    for transform in cfg.train_dataloader.dataset.pipeline:
+        if transform.type == 'RandomResizedCrop':
+            assert transform.scale == 384
+    resize, crop = cfg.test_dataloader.dataset.pipeline[1:3]
+    assert (resize.scale, crop.crop_size) == (int(384 * 256 / 224), 384)
 
 
 # --- the stem in stock backbones ------------------------------------------------------------------------------------
@@ -425,7 +449,7 @@ def test_hook_logs_at_its_interval():
         runner.iter += 1
     hook.after_train(runner)
     assert logged[0] == {}
-    assert logged[1]['train/nonfinite_loss'] == 0.5 and logged[3]['train/nonfinite_loss'] == 0
+    assert logged[1]['train/nonfinite'] == 0.5 and logged[3]['train/nonfinite'] == 0
     assert logged[2] == logged[1]
     with torch.no_grad():
         embed = runner.model.backbone.patch_embed
@@ -435,6 +459,31 @@ def test_hook_logs_at_its_interval():
             embed(x)[0]
         ).item()  # batch statistics: the same as in that iteration
     assert logged[3]['train/stem_similarity'] == pytest.approx(expected, abs=1e-5)
+
+
+class BreakFirstIteration(Hook):
+    """The loss that the later hooks see is not a number in the first iteration."""
+
+    priority = 'VERY_HIGH'
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        if runner.iter == 0:
+            outputs['loss'] = torch.tensor(float('nan'))
+
+
+def test_log_has_the_fraction_since_its_last_entry(tmp_path):
+    """mmengine averages what has `loss` in its name over the last ten entries."""
+    import json
+
+    model = classifier(dict(type='VisionTransformer', arch=ARCH, img_size=32, patch_size=8))
+    hooks = [dict(type='mmextra.StemDiversityHook', interval=1)]
+    runner = classification_runner(model, tmp_path, hooks)
+    runner.register_hook(BreakFirstIteration())
+    runner.train()
+    (log,) = tmp_path.glob('*/vis_data/scalars.json')
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    fractions = [line['nonfinite'] for line in lines if 'stem_similarity' in line]
+    assert fractions == [1, 0, 0, 0]
 
 
 def test_hook_names_the_candidates_for_a_wrong_module():
