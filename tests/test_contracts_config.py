@@ -58,6 +58,16 @@ def test_builds(name):
         assert not part.get('find_unused_parameters')
 
 
+@pytest.mark.parametrize('name', CONFIGS)
+def test_names_no_weights_that_the_model_does_not_load(name):
+    """A host's config names its weights in a variable, which stays behind when the backbone is replaced."""
+    cfg = load(name)
+    model = str(cfg.model)
+    for key, value in cfg.items():
+        if key != 'load_from' and isinstance(value, str) and value.endswith('.pth'):
+            assert value in model, key
+
+
 def small_dataset(cfg, root, masks):
     """Drawn images with boxes of the kind that the config trains on."""
     if 'Oriented' in cfg.train_dataloader.dataset.type:

@@ -3,6 +3,7 @@ _base_ = (
     'mmdet::convnext/cascade-mask-rcnn_convnext-t-p4-w7_fpn_4conv1fc-giou_amp-ms-crop-3x_coco.py'
 )
 
+checkpoint_file = None
 model = dict(
     backbone=dict(
         _delete_=True,

@@ -1,6 +1,7 @@
 # AdamW 6e-5, weight decay 0.01, 1500 iterations of warm-up, linear decay, 160k: as the host's Swin.
 _base_ = 'mmseg::swin/swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py'
 
+checkpoint_file = None
 model = dict(
     backbone=dict(
         _delete_=True,

@@ -1,6 +1,7 @@
 # Swin's settings: AdamW 1e-4, weight decay 0.05, not for norms; multi-scale training; 36 epochs, steps at 27 and 33.
 _base_ = 'mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_ms-crop-3x_coco.py'
 
+pretrained = None
 model = dict(
     backbone=dict(
         _delete_=True,

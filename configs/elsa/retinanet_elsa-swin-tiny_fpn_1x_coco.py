@@ -1,5 +1,6 @@
 _base_ = 'mmdet::swin/retinanet_swin-t-p4-w7_fpn_1x_coco.py'
 
+pretrained = None
 model = dict(
     backbone=dict(
         _delete_=True,
