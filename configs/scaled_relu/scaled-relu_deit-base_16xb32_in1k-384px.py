@@ -1,34 +1,13 @@
 _base_ = './scaled-relu_deit-base_16xb64_in1k.py'
 
 # DeiT's fine-tuning at 384 px, which is that of 224 px but for a batch of 512, a small constant rate, hardly any weight
-# decay, and 30 epochs. (The host's config of this size has the schedule of the first ViT.) Start from the weights of
-# scaled-relu_deit-base_16xb64_in1k.py: --cfg-options load_from=...; positions are resized when they are loaded.
+# decay, and 30 epochs. (The host's config of this size has the schedule of the first ViT.) Positions are resized when
+# `load_from` is read.
+load_from = 'work_dirs/scaled-relu_deit-base_16xb64_in1k/epoch_300.pth'
 model = dict(backbone=dict(img_size=384))
 
-train_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='RandomResizedCrop', scale=384, backend='pillow', interpolation='bicubic'),
-    dict(type='RandomFlip', prob=0.5, direction='horizontal'),
-    dict(
-        type='RandAugment',
-        policies='timm_increasing',
-        num_policies=2,
-        total_level=10,
-        magnitude_level=9,
-        magnitude_std=0.5,
-        hparams=dict(pad_val=[104, 116, 124], interpolation='bicubic'),
-    ),
-    dict(
-        type='RandomErasing',
-        erase_prob=0.25,
-        mode='rand',
-        min_area_ratio=0.02,
-        max_area_ratio=1 / 3,
-        fill_color=[103.53, 116.28, 123.675],
-        fill_std=[57.375, 57.12, 58.395],
-    ),
-    dict(type='PackInputs'),
-]
+train_pipeline = _base_.train_pipeline
+train_pipeline[1]['scale'] = 384
 # 384 of 438, as 224 of 256.
 test_pipeline = [
     dict(type='LoadImageFromFile'),
