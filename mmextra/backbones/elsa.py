@@ -39,10 +39,7 @@ class _Aggregate(torch.autograd.Function):
     def forward(ctx, values: Tensor, weights: Tensor, factors: Optional[Tensor], dilation: int):
         ctx.dilation = dilation
         ctx.save_for_backward(values, weights, factors)
-        out = torch.zeros_like(values)
-        for t, view in enumerate(_shifts(_pad(values, weights, dilation), weights, dilation)):
-            out.addcmul_(weights[t], view if factors is None else view * factors[t])
-        return out
+        return _aggregate(values, weights, factors, dilation)
 
     @staticmethod
     @once_differentiable
@@ -65,6 +62,14 @@ class _Aggregate(torch.autograd.Function):
         before = (padded.shape[1] - values.shape[1]) // 2
         inner = grad_padded[:, before : before + values.shape[1], before : before + values.shape[2]]
         return inner, grad_weights, grad_factors, None
+
+
+def _aggregate(values: Tensor, weights: Tensor, factors: Optional[Tensor], dilation: int) -> Tensor:
+    """What :class:`_Aggregate` computes."""
+    out = torch.zeros_like(values)
+    for t, view in enumerate(_shifts(_pad(values, weights, dilation), weights, dilation)):
+        out.addcmul_(weights[t], view if factors is None else view * factors[t])
+    return out
 
 
 def _pad(values: Tensor, weights: Tensor, dilation: int) -> Tensor:
@@ -114,8 +119,8 @@ def elsa_op(
         ValueError: If the shapes do not fit, or a ghost filter is missing.
     """
     batch, channels, height, width = v.shape
-    heads, rest = divmod(attn.shape[1], kernel_size**2)
-    if rest or not heads or channels % heads:
+    heads = attn.shape[1] // kernel_size**2
+    if attn.shape[1] % kernel_size**2 or not heads or channels % heads:
         raise ValueError(
             f'attn must have heads * {kernel_size}**2 channels, and the {channels} channels of v be a multiple of the '
             f'heads; got {attn.shape[1]}'
@@ -134,7 +139,9 @@ def elsa_op(
         if lam:
             factors = (ghost_mul.to(precision) ** float(lam)).flatten(2).permute(2, 0, 1)
             factors = factors.unflatten(2, split)[:, :, None, None]  # (K*K, B or 1, 1, 1, G, D)
-        y = _Aggregate.apply(values, weights.unsqueeze(-1).contiguous(), factors, dilation)
+        # Functions of our own cannot be traced.
+        aggregate = _aggregate if torch.jit.is_tracing() else _Aggregate.apply
+        y = aggregate(values, weights.unsqueeze(-1).contiguous(), factors, dilation)
         y = y.flatten(3).permute(0, 3, 1, 2)
         if gamma:
             y = y + depthwise(v.to(precision), float(gamma) * ghost_add.to(precision), dilation)

@@ -26,10 +26,9 @@ from mmextra.backbones.plain_vit import (
     norm_affine,
 )
 from mmextra.backbones.token_labeling import MixToken, swap_box
+from mmextra.backbones.token_labeling.head import NO_BOX
 from mmextra.engine.checkpoint import StateDict, register_layout
 from mmextra.registry import HOOKS, MODELS
-
-NO_BOX = (0, 0, 0, 0)
 
 
 @MODELS.register_module()

@@ -12,6 +12,25 @@ def num_windows(size: int, kernel_size: int, stride: int, padding: int) -> int:
     return (size + 2 * padding - kernel_size) // stride + 1
 
 
+def _gather(x: Tensor, num_heads: int, kernel_size: int, stride: int, padding: int) -> Tensor:
+    padded = F.pad(x, (0, 0, padding, padding, padding, padding))
+    views = padded.unfold(1, kernel_size, stride).unfold(2, kernel_size, stride)
+    views = views.unflatten(3, (num_heads, -1))  # (B, h, w, M, d, K, K)
+    return views.permute(0, 1, 2, 3, 5, 6, 4).flatten(4, 5)
+
+
+def _scatter(windows: Tensor, size, kernel_size: int, stride: int, padding: int) -> Tensor:
+    batch, rows, columns, heads, _, dim = windows.shape
+    height, width = size[0] + 2 * padding, size[1] + 2 * padding
+    out = windows.new_zeros(batch, height, width, heads, dim)
+    for k in range(kernel_size**2):
+        i, j = divmod(k, kernel_size)
+        bottom, right = i + stride * (rows - 1) + 1, j + stride * (columns - 1) + 1
+        out[:, i:bottom:stride, j:right:stride] += windows[..., k, :]
+    out = out[:, padding : padding + size[0], padding : padding + size[1]]
+    return out.flatten(3)
+
+
 class _Gather(torch.autograd.Function):
     """The gradient of gathering is summing, and the reverse: far cheaper than autograd's own."""
 
@@ -19,10 +38,7 @@ class _Gather(torch.autograd.Function):
     def forward(ctx, x: Tensor, num_heads: int, kernel_size: int, stride: int, padding: int):
         ctx.size, ctx.geometry = x.shape[1:3], (kernel_size, stride, padding)
         ctx.num_heads = num_heads
-        padded = F.pad(x, (0, 0, padding, padding, padding, padding))
-        views = padded.unfold(1, kernel_size, stride).unfold(2, kernel_size, stride)
-        views = views.unflatten(3, (num_heads, -1))  # (B, h, w, M, d, K, K)
-        return views.permute(0, 1, 2, 3, 5, 6, 4).flatten(4, 5)
+        return _gather(x, num_heads, kernel_size, stride, padding)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
@@ -32,16 +48,8 @@ class _Gather(torch.autograd.Function):
 class _Scatter(torch.autograd.Function):
     @staticmethod
     def forward(ctx, windows: Tensor, size, kernel_size: int, stride: int, padding: int):
-        batch, rows, columns, heads, _, dim = windows.shape
-        ctx.geometry = (heads, kernel_size, stride, padding)
-        height, width = size[0] + 2 * padding, size[1] + 2 * padding
-        out = windows.new_zeros(batch, height, width, heads, dim)
-        for k in range(kernel_size**2):
-            i, j = divmod(k, kernel_size)
-            bottom, right = i + stride * (rows - 1) + 1, j + stride * (columns - 1) + 1
-            out[:, i:bottom:stride, j:right:stride] += windows[..., k, :]
-        out = out[:, padding : padding + size[0], padding : padding + size[1]]
-        return out.flatten(3)
+        ctx.geometry = (windows.shape[3], kernel_size, stride, padding)
+        return _scatter(windows, size, kernel_size, stride, padding)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
@@ -64,7 +72,8 @@ def gather_windows(
         Tensor: (B, h, w, M, K*K, d): for window (i, j) and k, pixel
         ``(stride * i - padding + k // K, stride * j - padding + k % K)``.
     """
-    return _Gather.apply(x, num_heads, kernel_size, stride, padding)
+    gather = _gather if torch.jit.is_tracing() else _Gather.apply  # it traces no function of ours
+    return gather(x, num_heads, kernel_size, stride, padding)
 
 
 def scatter_windows(
@@ -82,4 +91,5 @@ def scatter_windows(
     Returns:
         Tensor: (B, H, W, M * d).
     """
-    return _Scatter.apply(windows, tuple(size), kernel_size, stride, padding)
+    scatter = _scatter if torch.jit.is_tracing() else _Scatter.apply
+    return scatter(windows, tuple(size), kernel_size, stride, padding)

@@ -7,6 +7,7 @@ from unittest import mock
 import pytest
 import torch
 import torch.nn.functional as F
+from mmengine.analysis import get_model_complexity_info
 from mmpretrain.models.utils.attention import WindowMSA
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -412,6 +413,16 @@ def test_operation_runs_in_single_precision():
     out = elsa_op(*halves, 1, 1, 3)
     assert out.dtype == torch.half
     assert torch.equal(out, elsa_op(*(t.float() for t in halves), 1, 1, 3).half())
+
+
+@pytest.mark.parametrize('name', ['ELSASwin', 'ELSAVOLO'])
+def test_can_be_traced(name):
+    """As the host's tool does that counts operations."""
+    model, x = redraw(MODELS.build(dict(type=name, **TINY[name])), 0.1), torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        traced = torch.jit.trace(model, (x.flip(0),), check_trace=False)
+        torch.testing.assert_close(traced(x), model(x))
+    assert get_model_complexity_info(model, (3, 64, 64))['flops'] > 0
 
 
 def test_depthwise_convolution_of_a_filter_for_each_image():

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from mmcv.cnn import fuse_conv_bn
+from mmengine.analysis import get_model_complexity_info
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS as ROOT
@@ -305,7 +306,7 @@ def test_sizes_that_are_no_whole_number_of_tokens():
 def test_output_types():
     x = torch.randn(2, 3, 64, 64)
     patches, cls_token, box = volo(out_type='dense')(x)[-1]
-    assert patches.shape == (2, 32, 4, 4) and box == (0, 0, 0, 0)
+    assert patches.shape == (2, 32, 4, 4) and box == ()
     torch.testing.assert_close(volo()(x)[0], cls_token)
     torch.testing.assert_close(volo(out_type='featmap')(x)[0], patches)
     pooled = volo(out_type='avg_featmap', out_indices=(0, 3))(x)
@@ -423,11 +424,23 @@ def test_norms_can_be_fused_for_inference():
 
 
 def test_traces_for_any_batch_size():
-    model = volo(arch=dict(ARCH, outlook=(False,) * 4))  # torch cannot trace functions of our own
-    x = torch.randn(3, 3, 64, 64)
+    model, x = volo(), torch.randn(3, 3, 64, 64)
     with torch.no_grad():
         traced = torch.jit.trace(model, (x[:2],), check_trace=False)
         torch.testing.assert_close(traced(x)[0], model(x)[0], rtol=1e-4, atol=1e-5)
+
+
+def test_the_hosts_tool_counts_operations():
+    """Which it does on a trace: those of the class attention and of all outlookers are in it."""
+    found = [
+        get_model_complexity_info(volo(arch=dict(ARCH, layers=layers)), (3, 64, 64))['flops']
+        for layers in ((1, 1, 1, 1), (2, 1, 1, 1))
+    ]
+    dim, places, windows, heads = 16, 64, 16, 2
+    linear = places * dim * dim * 2 + windows * dim * 81 * heads + places * dim * 3 * dim * 2
+    products = windows * 9 * 9 * dim
+    others = 2 * places * dim * 5 + windows * 4 * dim  # norms, and means of the windows
+    assert linear + products <= found[1] - found[0] <= linear + products + others
 
 
 def test_depths_of_layers():

@@ -12,8 +12,15 @@ from torch import Tensor, nn
 from mmextra.registry import MODELS
 
 # (row 1, column 1, row 2, column 2) on the token grid, the second pair exclusive.
-Box = Tuple[int, int, int, int]
-NO_BOX: Box = (0, 0, 0, 0)
+Box = Tuple[int, ...]
+# The host's FeatureExtractor takes features apart for each image, down to tensors, and a number it cannot.
+NO_BOX: Box = ()
+
+
+def box_area(box: Sequence[int]) -> int:
+    """Number of tokens in a box, which may have none and may be empty."""
+    r1, c1, r2, c2 = box if len(box) else (0, 0, 0, 0)
+    return max(int(r2) - int(r1), 0) * max(int(c2) - int(c1), 0)
 
 
 def swap_box(x: Tensor, box: Box) -> Tensor:
@@ -21,14 +28,14 @@ def swap_box(x: Tensor, box: Box) -> Tensor:
 
     Args:
         x (Tensor): Tokens on their grid, (B, H, W, C).
-        box (tuple[int]): Rows and columns ``(r1, c1, r2, c2)``. An empty box leaves ``x`` as it is.
+        box (tuple[int]): Rows and columns ``(r1, c1, r2, c2)``. A box without tokens, or ``()``, leaves ``x`` as it is.
 
     Returns:
         Tensor: (B, H, W, C). Applying the same swap twice gives ``x`` back.
     """
-    r1, c1, r2, c2 = box
-    if r1 >= r2 or c1 >= c2:
+    if not box_area(box):
         return x
+    r1, c1, r2, c2 = box
     swapped = x.clone()
     swapped[:, r1:r2, c1:c2] = x[:, r1:r2, c1:c2].flip(0)
     return swapped
@@ -177,9 +184,8 @@ class TokenLabelLoss(nn.Module):
             ValueError: If ``target`` has labels for another number of tokens.
         """
         cls_target = target if target.ndim == 2 else self.image_target(target)
-        r1, c1, r2, c2 = (int(side) for side in box)
-        mixed = (r2 - r1) * (c2 - c1)
-        if mixed > 0 and aux_score is not None:
+        mixed = box_area(box)
+        if mixed and aux_score is not None:
             kept = 1 - mixed / aux_score.shape[1]
             mixed_target = kept * cls_target + (1 - kept) * cls_target.flip(0)
         else:
@@ -222,7 +228,7 @@ class TokenLabelClsHead(ClsHead):
 
     Its input is what a backbone gives for ``out_type='dense'``: the last item is a list
     ``[patch_map (B, C, H, W), cls_token (B, C), box]``, where ``box`` says which tokens
-    :class:`MixToken` has mixed, followed by the attention maps if the backbone exposes any:
+    :class:`MixToken` has mixed (``()`` for none), followed by the attention maps if the backbone exposes any:
     ``[patch_map, cls_token, box, attn_maps]``. Without classifier of patch tokens, the class token
     alone (``out_type='cls_token'``) or a pooled map will do.
 
@@ -283,7 +289,7 @@ class TokenLabelClsHead(ClsHead):
         cls_score = self.fc(self.pre_logits(feats))
         box = feats[-1][2] if isinstance(feats[-1], (list, tuple)) else NO_BOX
         if self.aux_fc is None:
-            if box != NO_BOX:
+            if box_area(box):
                 raise ValueError('mix_token needs the classifier of patch tokens: with_aux=True')
             return cls_score, None, box
         aux_score = self.aux_fc(feats[-1][0].permute(0, 2, 3, 1))  # (B, H, W, K)
