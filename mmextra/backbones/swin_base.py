@@ -64,18 +64,21 @@ def swin_keys(state: StateDict) -> StateDict:
 
     Args:
         state (dict): Keys ``patch_embed.*``, ``layers.{s}.blocks.{i}.*``, ``layers.{s}.downsample.*``; ``norm`` and
-            ``head`` of a classifier, or ``norm{s}`` of a backbone with several outputs; with or without
-            ``backbone.`` in front.
+            ``head`` of a classifier, or ``norm{s}`` of a backbone with several outputs. With ``backbone.`` in front
+            in a whole detector or segmentor, whose further parts have the host's names.
 
     Returns:
-        dict: Keys ``backbone.*`` and ``head.fc.*``. What is not Swin's in a block keeps its name.
+        dict: Keys ``backbone.*`` and ``head.fc.*``. What is not Swin's in a block keeps its name, and so do the
+        further parts of a detector or segmentor.
     """
-    state = {key.removeprefix('backbone.'): value for key, value in state.items()}
+    whole = any(key.startswith('backbone.') for key in state)
+    further = {k: v for k, v in state.items() if whole and not k.startswith('backbone.')}
+    state = {k.removeprefix('backbone.'): v for k, v in state.items() if k not in further}
     last = max((int(k.split('.')[1]) for k in state if k.startswith('layers.')), default=0)
     window_attention = tuple(
         key.removesuffix('qkv.weight') for key in state if key.endswith('.attn.qkv.weight')
     )
-    mapped = {}
+    mapped = dict(further)
     for key, value in state.items():
         if key.endswith('attn_mask'):  # the host computes it
             continue
