@@ -171,6 +171,27 @@ def test_official_checkpoint_as_init_cfg(case, tmp_path):
         assert torch.equal(a, b), name
 
 
+@pytest.mark.golden('elsa', 'elsa_swin_det*')
+def test_official_checkpoint_of_a_whole_detector(case):
+    """Neck and heads keep their names; a backbone alone takes its part."""
+    indices = range(len(case.meta['kwargs']['depths']))
+    expected = backbone(case.meta['kwargs'], out_indices=indices)
+    load_official(expected, case.state, 'elsa')
+    official = {f'backbone.{k}': v for k, v in case.state.items()}
+    further = {'neck.weight': torch.randn(3, 2), 'head.bias': torch.randn(3)}
+    whole = nn.Module()
+    whole.backbone = backbone(case.meta['kwargs'], out_indices=indices)
+    whole.neck = nn.Linear(2, 3, bias=False)
+    whole.head = nn.ParameterDict(dict(bias=torch.zeros(3)))
+    alone = backbone(case.meta['kwargs'], out_indices=indices)
+    for model in (whole, alone):
+        load_official(model, {**official, **further}, 'elsa')
+    for found in (whole.backbone, alone):
+        for (name, a), b in zip(found.state_dict().items(), expected.state_dict().values()):
+            assert torch.equal(a, b), name
+    assert all(torch.equal(whole.state_dict()[k], v) for k, v in further.items())
+
+
 # --- sizes and costs ------------------------------------------------------------------------------------------------
 
 

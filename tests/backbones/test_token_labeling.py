@@ -893,16 +893,15 @@ def test_label_files(tmp_path):
 # --- annotators ----------------------------------------------------------------------------------
 
 
-def annotator(**backbone):
+def annotator(head=None, **backbone):
     DefaultScope.get_instance('mmpretrain', scope_name='mmpretrain')
     heads = dict(
         ResNet=dict(type='LinearClsHead', num_classes=7, in_channels=512),
         VisionTransformer=dict(type='VisionTransformerClsHead', num_classes=7, in_channels=24),
     )
     neck = dict(type='GlobalAveragePooling') if backbone['type'] == 'ResNet' else None
-    model = HOST.build(
-        dict(type='ImageClassifier', backbone=backbone, neck=neck, head=heads[backbone['type']])
-    )
+    head = head or heads[backbone['type']]
+    model = HOST.build(dict(type='ImageClassifier', backbone=backbone, neck=neck, head=head))
     model.init_weights()
     for parameter in model.head.parameters():
         torch.nn.init.normal_(parameter)
@@ -917,6 +916,51 @@ def test_convolutional_annotator():
     assert scores.shape == (2, 7, 2, 3)
     with torch.no_grad():
         torch.testing.assert_close(scores.mean((2, 3)), model(x, mode='tensor'))
+
+
+def test_annotator_that_pools_before_its_last_norm():
+    """Its norm and its classifier go to every place."""
+    model = annotator(
+        type='ConvNeXt',
+        arch=dict(depths=[1, 1, 1, 1], channels=[8, 8, 8, 16]),
+        head=dict(type='LinearClsHead', num_classes=7, in_channels=16),
+    )
+    torch.nn.init.normal_(model.backbone.norm3.weight)
+    maps, x = [], torch.randn(2, 3, 64, 96)
+    model.backbone.stages[-1].register_forward_hook(lambda m, inputs, out: maps.append(out))
+    scores = dense_scores(model, x)
+    with torch.no_grad():
+        expected = model.head.fc(model.backbone.norm3(maps[0]).permute(0, 2, 3, 1))
+        assert model.backbone(x)[-1].shape == (2, 16), 'it pools as before'
+    assert scores.shape == (2, 7, 2, 3)
+    torch.testing.assert_close(scores.permute(0, 2, 3, 1), expected)
+
+
+def test_annotators_with_more_than_one_layer_in_the_head():
+    arch = dict(embed_dims=24, num_layers=1, num_heads=2, feedforward_channels=24)
+    model = annotator(
+        type='DistilledVisionTransformer',
+        arch=arch,
+        img_size=32,
+        patch_size=8,
+        head=dict(type='DeiTClsHead', num_classes=7, in_channels=24),
+    )
+    x = torch.randn(2, 3, 32, 32)
+    model.backbone.out_type = 'featmap'
+    with torch.no_grad():
+        tokens, layers = model.backbone(x)[-1].flatten(2).mT, model.head.layers
+        both = (layers.head(tokens) + layers.head_dist(tokens)) / 2
+    model.backbone.out_type = 'cls_token'
+    torch.testing.assert_close(dense_scores(model, x).flatten(2).mT, both)
+
+    model = annotator(
+        type='ResNet',
+        depth=18,
+        head=dict(type='StackedLinearClsHead', num_classes=7, in_channels=512, mid_channels=[9]),
+    )
+    with torch.no_grad():
+        expected = model(x, mode='tensor')  # there is one place only
+    torch.testing.assert_close(dense_scores(model, x)[:, :, 0, 0], expected)
 
 
 def test_transformer_annotators():
@@ -950,6 +994,9 @@ def test_annotators_that_cannot_annotate():
     model = classifier()
     model.backbone.forward = lambda x: (torch.randn(1, 24),)
     with pytest.raises(ValueError, match='out_type'):
+        dense_scores(model, torch.randn(1, 3, 32, 32))
+    model.backbone.forward = lambda x: (torch.randn(1, 25, 2, 2),)
+    with pytest.raises(ValueError, match='maps of 25 channels, and TokenLabelClsHead takes 24'):
         dense_scores(model, torch.randn(1, 3, 32, 32))
 
 

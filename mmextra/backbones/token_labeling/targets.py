@@ -1,6 +1,7 @@
 """From label maps to dense targets, on the device; and from a classifier to label maps."""
 
-from typing import List
+from contextlib import contextmanager
+from typing import Callable, Iterator, List
 
 import numpy as np
 import torch
@@ -237,16 +238,36 @@ class TokenLabelDataPreprocessor(ClsDataPreprocessor):
             data['inputs'] = lam * data['inputs'] + (1 - lam) * data['inputs'].flip(0)
 
 
-def _classifier(head: nn.Module) -> nn.Module:
+def _classifier(head: nn.Module) -> Callable[[Tensor], Tensor]:
     """The part of a head that maps features to logits, place by place."""
-    for name in ('aux_fc', 'fc', 'layers'):
+    for name in ('aux_fc', 'layers', 'fc'):
         part = getattr(head, name, None)
+        if isinstance(part, nn.ModuleList):
+            return nn.Sequential(*part)
+        if hasattr(part, 'head_dist'):  # DeiT's second classifier; its logits are averaged
+            return lambda x: (part.head(x) + part.head_dist(x)) / 2
         if isinstance(part, nn.Module):
             return part
     raise ValueError(
         f'{type(head).__name__} has no linear classifier (aux_fc, fc or layers) to apply to every '
         'place of a feature map; annotate with a model that has one'
     )
+
+
+@contextmanager
+def _with_places(backbone: nn.Module) -> Iterator[None]:
+    """Have a backbone give its last feature map, where it would pool it or give the class token."""
+    given = dict(vars(backbone))
+    if given.get('out_type') in ('cls_token', 'avg_featmap'):
+        backbone.out_type = 'featmap'
+    if given.get('gap_before_final_norm'):  # ConvNeXt and its kin
+        backbone.gap_before_final_norm = False
+    try:
+        yield
+    finally:
+        for name in ('out_type', 'gap_before_final_norm'):
+            if name in given:
+                setattr(backbone, name, given[name])
 
 
 @torch.no_grad()
@@ -266,17 +287,12 @@ def dense_scores(model: nn.Module, images: Tensor) -> Tensor:
     """
     classifier = _classifier(model.head)
     backbone = model.backbone
-    out_type = getattr(backbone, 'out_type', None)
-    if out_type in ('cls_token', 'avg_featmap'):
-        backbone.out_type = 'featmap'
-    try:
+    with _with_places(backbone):
         features = model.extract_feat(images, stage='backbone')[-1]
-    finally:
-        if out_type is not None:
-            backbone.out_type = out_type
     if isinstance(features, (list, tuple)):  # [patch_map, cls_token, ...]
         features = features[0]
-    if out_type == 'avg_featmap' and hasattr(backbone, 'ln2'):  # the host's norm after pooling
+    pooled = getattr(backbone, 'out_type', None) == 'avg_featmap'
+    if pooled and hasattr(backbone, 'ln2'):  # the host's norm after pooling
         features = backbone.ln2(features.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
     if features.ndim == 3:  # (B, N, C), perhaps with a class token in front
         side = int(features.shape[1] ** 0.5)
@@ -286,6 +302,12 @@ def dense_scores(model: nn.Module, images: Tensor) -> Tensor:
         raise ValueError(
             f'{type(backbone).__name__} gives features of shape {tuple(features.shape)}, which '
             'have no places; set its out_type to a feature map'
+        )
+    channels = getattr(model.head, 'in_channels', features.shape[1])
+    if features.shape[1] != channels:
+        raise ValueError(
+            f'{type(backbone).__name__} gives maps of {features.shape[1]} channels, and '
+            f'{type(model.head).__name__} takes {channels}; annotate with another model'
         )
     return classifier(features.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
