@@ -23,6 +23,7 @@ from mmextra.backbones.token_labeling.lvvit import conv_bn_relu, mlp
 from mmextra.backbones.token_labeling.lvvit import official_layout as token_labeling_layout
 from mmextra.engine.arguments import checked, resolve_indices
 from mmextra.engine.checkpoint import StateDict, is_checkpoint_init, register_layout
+from mmextra.ops.precision import at_least_float32
 from mmextra.ops.windows import gather_windows, num_windows, scatter_windows
 from mmextra.registry import MODELS
 
@@ -613,6 +614,6 @@ def resize_grid(grid: Tensor, size: Sequence[int], mode: str = 'bicubic') -> Ten
     """Resize positions (1, h, w, C), as the official code does, if they have another size."""
     if tuple(grid.shape[1:3]) == tuple(size):
         return grid
-    channels_first = grid.permute(0, 3, 1, 2).float()
+    channels_first = at_least_float32(grid.permute(0, 3, 1, 2))
     resized = F.interpolate(channels_first, tuple(size), mode=mode, align_corners=False)
     return resized.permute(0, 2, 3, 1).to(grid.dtype)
