@@ -282,6 +282,13 @@ def test_positions_for_other_sizes():
     )
     torch.testing.assert_close(added, expected[0].flatten(1).T, rtol=1e-3, atol=1e-6)
     assert resize_grid(model.pos_embed, (4, 4)) is model.pos_embed
+    double = torch.randn(1, 4, 4, 2, dtype=torch.double)
+    expected = F.interpolate(
+        double.permute(0, 3, 1, 2), (6, 8), mode='bicubic', align_corners=False
+    )
+    torch.testing.assert_close(
+        resize_grid(double, (6, 8)), expected.permute(0, 2, 3, 1), rtol=1e-12, atol=1e-12
+    )
 
 
 def test_positions_of_a_checkpoint_of_another_size():

@@ -203,7 +203,7 @@ class TokenLabelLoss(nn.Module):
         if not self.with_gt:
             return label
         agree = (gt.argmax(1) == label.argmax(1))[:, None]
-        ratio = torch.where(agree, 0.5, 0.9).to(label)
+        ratio = 0.9 - 0.4 * agree.to(label)
         return ratio * label + (1 - ratio) * gt
 
     @staticmethod
