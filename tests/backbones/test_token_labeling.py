@@ -1236,16 +1236,12 @@ def test_pyramid():
 
 
 def test_segmentor_trains():
-    from pathlib import Path
-
-    from mmengine.config import Config
     from mmengine.model import revert_sync_batchnorm
     from mmengine.registry import MODELS as ROOT
     from mmengine.structures import PixelData
     from mmseg.structures import SegDataSample
 
-    configs = Path(__file__).parents[2] / 'configs' / 'token_labeling'
-    cfg = Config.fromfile(configs / 'lvvit-small_upernet_8xb2-160k_ade20k-512x512.py')
+    cfg = Config.fromfile(CONFIGS / 'lvvit-small_upernet_8xb2-160k_ade20k-512x512.py')
     DefaultScope.get_instance('mmseg', scope_name='mmseg')
     cfg.model.backbone.update(arch=dict(ARCH, num_layers=4), img_size=64, out_indices=(0, 1, 2, 3))
     cfg.model.neck.update(in_channels=24, out_channels=(8, 8, 8, 8))
