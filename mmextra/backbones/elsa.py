@@ -457,6 +457,9 @@ class ELSAVOLO(VOLO):
         arch (str | dict): ``'d1'`` ... ``'d5'``, or a dict, as VOLO's. Defaults to ``'d1'``.
         elsa_cfg (dict): Arguments of :class:`ELSA`. Defaults to ``dict(kernel_size=5, group_width=8, qk_scale=1)``.
         **kwargs: The further arguments of :class:`~mmextra.backbones.volo.VOLO` but ``outlook_cfg``.
+
+    Raises:
+        ValueError: If ``outlook_cfg`` is given.
     """
 
     official_layout = None
@@ -467,6 +470,10 @@ class ELSAVOLO(VOLO):
         elsa_cfg: dict = dict(kernel_size=5, group_width=8, qk_scale=1),
         **kwargs,
     ) -> None:
+        if 'outlook_cfg' in kwargs:
+            raise ValueError(
+                f'ELSAVOLO has no outlook attention: set elsa_cfg, not outlook_cfg={kwargs["outlook_cfg"]}'
+            )
         self.elsa_cfg = elsa_cfg
         super().__init__(arch, **kwargs)
 

@@ -515,6 +515,7 @@ def test_volo_changes_its_local_attention_only():
         (lambda: elsa_op(*operands(channels=3), 1, 1, 3), '3 channels of v'),
         (lambda: elsa_op(operands()[0], None, *operands()[2:], 1, 1, 3), 'ghost_mul must have'),
         (lambda: elsa_op(*operands(batch=3, ghosts=2), 0, 1, 3), 'ghost_add must have'),
+        (lambda: ELSAVOLO(outlook_cfg=dict(kernel_size=5)), 'set elsa_cfg, not outlook_cfg'),
     ],
 )
 def test_wrong_arguments_are_named(build, message):

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -35,6 +36,7 @@ from mmextra.backbones.token_labeling import (
 from mmextra.backbones.token_labeling import transforms as T
 from mmextra.registry import HOOKS, MODELS, TRANSFORMS
 
+CONFIGS = Path(__file__).parents[2] / 'configs' / 'token_labeling'
 ARCH = dict(embed_dims=24, num_layers=2, num_heads=3, skip_lam=2.0, stem_channels=8)
 TINY = {
     'LVViT': dict(arch=ARCH, img_size=32, patch_size=8, out_indices=(0, 1), out_type='featmap'),
@@ -459,6 +461,16 @@ def test_loss_without_dense_weight_ignores_the_tokens():
 def test_loss_names_the_option_when_token_counts_differ():
     with pytest.raises(ValueError, match='label_size'):
         TokenLabelLoss()(torch.randn(2, 5), torch.randn(2, 9, 5), torch.rand(2, 5, 6))
+
+
+def test_a_classifier_of_patch_tokens_that_is_not_trained_has_no_say():
+    cfg = Config.fromfile(CONFIGS / 'lvvit-small-no-token-label_8xb128_in1k.py').model.head
+    head = MODELS.build({**cfg, 'num_classes': 5, 'in_channels': 8})
+    head.init_weights()
+    cls_token = torch.randn(2, 8)
+    feats = ([torch.randn(2, 8, 3, 3), cls_token, ()],)
+    assert cfg.loss.dense_weight == 0
+    torch.testing.assert_close(head(feats), head.fc(cls_token))
 
 
 def test_soft_target_cross_entropy():
@@ -1014,7 +1026,6 @@ def test_top_classes():
 
 def test_generate_token_label_tool(tmp_path):
     import importlib.util
-    from pathlib import Path
 
     from PIL import Image
 
@@ -1225,16 +1236,12 @@ def test_pyramid():
 
 
 def test_segmentor_trains():
-    from pathlib import Path
-
-    from mmengine.config import Config
     from mmengine.model import revert_sync_batchnorm
     from mmengine.registry import MODELS as ROOT
     from mmengine.structures import PixelData
     from mmseg.structures import SegDataSample
 
-    configs = Path(__file__).parents[2] / 'configs' / 'token_labeling'
-    cfg = Config.fromfile(configs / 'lvvit-small_upernet_8xb2-160k_ade20k-512x512.py')
+    cfg = Config.fromfile(CONFIGS / 'lvvit-small_upernet_8xb2-160k_ade20k-512x512.py')
     DefaultScope.get_instance('mmseg', scope_name='mmseg')
     cfg.model.backbone.update(arch=dict(ARCH, num_layers=4), img_size=64, out_indices=(0, 1, 2, 3))
     cfg.model.neck.update(in_channels=24, out_channels=(8, 8, 8, 8))
